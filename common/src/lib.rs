@@ -5,11 +5,14 @@
 //! Nothing here talks to a peer or to a disk (the real versions of the seams in [`env`] excepted).
 //! Imports go downwards only: `id hash map codec env` ← `stamp crdt` ← `schema layout` ← `config telemetry`.
 
+pub mod block;
 pub mod codec;
+pub mod config;
 pub mod crdt;
 pub mod env;
 pub mod hash;
 pub mod id;
+pub mod layout;
 pub mod limits;
 pub mod map;
 pub mod schema;
