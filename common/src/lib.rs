@@ -17,3 +17,4 @@ pub mod limits;
 pub mod map;
 pub mod schema;
 pub mod stamp;
+pub mod telemetry;

@@ -178,8 +178,8 @@ impl Default for LimitsConfig {
         Self {
             max_header_size: 64 << 10,
             header_timeout: Duration::from_secs(30),
-            body_timeout: Duration::from_secs(60),
-            request_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_mins(1),
+            request_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_mins(2),
             max_concurrent_requests: 1024,
             max_connections: 4096,
