@@ -1,20 +1,25 @@
 //! Where data lives: roles of nodes, the table partition → nodes, how it is computed, how one table
 //! follows another, and which nodes make a quorum (design §3).
 //!
-//! Pure: no I/O, no clock, no randomness. Whoever calls nodes asks [`ActiveLayout`] for the sets and a
-//! [`Tracker`] when to stop.
+//! Pure: no I/O, no clock, no randomness. Whoever calls nodes asks [`ActiveLayout`] for the sets and a [`Tracker`] when to stop.
 
 mod active;
 mod assignment;
+mod compute;
 mod error;
+mod explain;
+mod flow;
 mod partition;
 mod quorum;
 mod role;
+mod solve;
 mod staged;
 
 pub use active::{ActiveLayout, Phase};
 pub use assignment::Layout;
+pub use compute::compute;
 pub use error::{InvalidLayout, LayoutError, LookupError};
+pub use explain::{Explanation, NodeStatistics, Statistics, ZoneStatistics};
 pub use partition::{Partition, partition_of, partition_of_key};
 pub use quorum::{ConsistencyMode, QuorumState, Tracker, read_quorum, write_quorum};
 pub use role::{Parameters, Role, ZoneRedundancy};
