@@ -1,1 +1,4 @@
 //! See the README of this crate.
+
+pub mod domain;
+pub mod limits;
