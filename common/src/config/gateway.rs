@@ -5,6 +5,7 @@ use super::{
     Check, ConfigError, File, Known, LogConfig, Peer, Problem, RpcSecret, Secret, Source, TraceConfig, load,
     parse, process_env,
 };
+use crate::layout::ConsistencyMode;
 use crate::limits::{DEFAULT_BLOCK_SIZE, DEFAULT_INLINE_MAX, MAX_BLOCK_SIZE, MAX_INLINE};
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
@@ -206,19 +207,6 @@ impl Default for CacheConfig {
     fn default() -> Self {
         Self { control_entries: 10_000, control_max_age: Duration::from_secs(30), block_cache_size: 64 << 20 }
     }
-}
-
-/// How many copies must answer, for the layout's replication factor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConsistencyMode {
-    /// Read and write quorums meet: what was acknowledged is read.
-    #[default]
-    Consistent,
-    /// One copy answers reads: old data may be read. For reading what is left of a broken cluster.
-    Degraded,
-    /// One copy answers reads and writes: acknowledged writes may be lost.
-    Dangerous,
 }
 
 /// zstd's level for blocks.

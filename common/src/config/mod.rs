@@ -14,9 +14,7 @@ mod secret;
 pub mod size;
 mod storage;
 
-pub use gateway::{
-    CacheConfig, Compression, ConsistencyMode, GatewayAdmin, GatewayConfig, LimitsConfig, S3ApiConfig,
-};
+pub use gateway::{CacheConfig, Compression, GatewayAdmin, GatewayConfig, LimitsConfig, S3ApiConfig};
 pub use keys::{Known, fields};
 pub use peer::{Peer, PeerError};
 pub use secret::{EnvVars, RpcSecret, Secret, SecretError, read_file as read_secret_file};

@@ -1,0 +1,690 @@
+//! JSON of the admin interface, version 2: what gateways serve and `hayloft` calls.
+//!
+//! Names and shapes are those that consoles, Terraform providers and operators of this field already speak;
+//! fields of our own are marked *ours* and may be left out by clients. Unknown fields are ignored in both
+//! directions, so that old and new programs understand each other. Dates are RFC 3339 texts, sizes bytes.
+
+use hayloft_common::id::{BucketId, NodeId};
+/// What a computed layout gives, and what it costs, as JSON.
+pub use hayloft_common::layout::{
+    NodeStatistics, Statistics as LayoutStatistics, ZoneRedundancy, ZoneStatistics,
+};
+use serde::{Deserialize, Serialize};
+
+macro_rules! endpoints {
+    ($($name:ident $method:ident,)*) => {
+        /// An endpoint: `/v2/<name>`. Reads are GET, all else is POST.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Endpoint {
+            $(#[doc = concat!(stringify!($method), " /v2/", stringify!($name))] $name,)*
+        }
+
+        impl Endpoint {
+            /// Every endpoint.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name, as in paths and token scopes.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// Its HTTP method.
+            pub fn method(self) -> &'static str {
+                match self { $(Self::$name => stringify!($method),)* }
+            }
+        }
+    };
+}
+
+endpoints! {
+    GetClusterStatus GET,
+    GetClusterHealth GET,
+    GetClusterLayout GET,
+    UpdateClusterLayout POST,
+    PreviewClusterLayoutChanges POST,
+    ApplyClusterLayout POST,
+    RevertClusterLayout POST,
+    ListKeys GET,
+    GetKeyInfo GET,
+    CreateKey POST,
+    ImportKey POST,
+    UpdateKey POST,
+    DeleteKey POST,
+    ListBuckets GET,
+    GetBucketInfo GET,
+    CreateBucket POST,
+    DeleteBucket POST,
+    AddBucketAlias POST,
+    RemoveBucketAlias POST,
+    AllowBucketKey POST,
+    DenyBucketKey POST,
+}
+
+impl Endpoint {
+    /// The endpoint of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|endpoint| endpoint.name() == name)
+    }
+
+    /// `/v2/<name>`.
+    pub fn path(self) -> String {
+        format!("/v2/{}", self.name())
+    }
+}
+
+/// The body of every answer with a status of 400 or more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs, such as `NoSuchBucket`.
+    pub code: String,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+    /// The cluster's S3 region.
+    pub region: String,
+    /// The path of the request.
+    pub path: String,
+}
+
+// ---- Cluster ----
+
+/// Answer of GetClusterStatus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Of the applied layout; 0 before the first.
+    pub layout_version: u64,
+    /// Every node that is known or has a role, in order of id.
+    pub nodes: Vec<Node>,
+}
+
+/// A storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    pub id: NodeId,
+    /// Whether the gateway that answers is connected to it.
+    pub is_up: bool,
+    /// It holds data of an earlier layout that is being moved away.
+    pub draining: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addr: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The node's version, under the field name that consoles read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub garage_version: Option<String>,
+    /// If it is down, and was ever seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_secs_ago: Option<u64>,
+    /// In the applied layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<NodeRole>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_partition: Option<DiskSpace>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_partition: Option<DiskSpace>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_queue_len: Option<u64>,
+}
+
+/// The role of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRole {
+    pub zone: String,
+    /// `null` for a gateway.
+    #[serde(default)]
+    pub capacity: Option<u64>,
+    pub tags: Vec<String>,
+}
+
+/// Bytes of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    pub available: u64,
+    pub total: u64,
+}
+
+/// The whole in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    /// Every storage node is up.
+    Healthy,
+    /// Every partition has a quorum.
+    Degraded,
+    /// Some partition has none.
+    Unavailable,
+}
+
+/// Answer of GetClusterHealth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterHealth {
+    pub status: HealthStatus,
+    pub known_nodes: usize,
+    pub connected_nodes: usize,
+    /// With a role in the layout.
+    pub storage_nodes: usize,
+    pub storage_nodes_up: usize,
+    /// The same as `storage_nodes_up`, for clients of 2.0.
+    pub storage_nodes_ok: usize,
+    pub partitions: usize,
+    pub partitions_quorum: usize,
+    pub partitions_all_ok: usize,
+}
+
+// ---- Layout ----
+
+/// Answer of GetClusterLayout, UpdateClusterLayout and RevertClusterLayout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterLayout {
+    /// 0 before the first was applied.
+    pub version: u64,
+    pub roles: Vec<LayoutNode>,
+    pub parameters: LayoutParameters,
+    /// Bytes of data that a partition can hold.
+    pub partition_size: u64,
+    pub staged_role_changes: Vec<RoleChange>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged_parameters: Option<LayoutParameters>,
+}
+
+/// A node of a layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayoutNode {
+    pub id: NodeId,
+    pub zone: String,
+    pub tags: Vec<String>,
+    /// `null` for a gateway.
+    #[serde(default)]
+    pub capacity: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_partitions: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable_capacity: Option<u64>,
+}
+
+/// Parameters of a layout. In UpdateClusterLayout, what is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LayoutParameters {
+    /// `"maximum"` or `{"atLeast": n}`; always there in answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_redundancy: Option<ZoneRedundancy>,
+    /// *Ours*: copies of each partition; always there in answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Option<usize>,
+    /// *Ours*: the number of partitions as a power of two; can be chosen before the first layout only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition_bits: Option<u8>,
+}
+
+/// A staged change of one node: `{id, zone, capacity, tags}` or `{id, remove: true}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawRoleChange", into = "RawRoleChange")]
+pub enum RoleChange {
+    Assign { id: NodeId, role: NodeRole },
+    Remove { id: NodeId },
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawRoleChange {
+    id: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    remove: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    capacity: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tags: Option<Vec<String>>,
+}
+
+impl TryFrom<RawRoleChange> for RoleChange {
+    type Error = String;
+
+    fn try_from(raw: RawRoleChange) -> Result<Self, String> {
+        let id = raw.id;
+        match (raw.remove.unwrap_or(false), raw.zone) {
+            (true, None) => Ok(Self::Remove { id }),
+            (true, Some(_)) => Err(format!("node {id}: `remove` and `zone` exclude each other")),
+            (false, Some(zone)) => {
+                let role = NodeRole { zone, capacity: raw.capacity, tags: raw.tags.unwrap_or_default() };
+                Ok(Self::Assign { id, role })
+            }
+            (false, None) => Err(format!("node {id}: give `zone`, `capacity` and `tags`, or `remove: true`")),
+        }
+    }
+}
+
+impl From<RoleChange> for RawRoleChange {
+    fn from(change: RoleChange) -> Self {
+        match change {
+            RoleChange::Assign { id, role } => Self {
+                id,
+                remove: None,
+                zone: Some(role.zone),
+                capacity: role.capacity,
+                tags: Some(role.tags),
+            },
+            RoleChange::Remove { id } => {
+                Self { id, remove: Some(true), zone: None, capacity: None, tags: None }
+            }
+        }
+    }
+}
+
+impl RoleChange {
+    /// The node it is about.
+    pub fn id(&self) -> NodeId {
+        match self {
+            Self::Assign { id, .. } | Self::Remove { id } => *id,
+        }
+    }
+}
+
+/// Request of UpdateClusterLayout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateClusterLayout {
+    pub roles: Vec<RoleChange>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<LayoutParameters>,
+}
+
+/// Answer of PreviewClusterLayoutChanges: what applying would do, or why it cannot be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LayoutPreview {
+    Impossible {
+        error: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Possible {
+        /// The computation explained, line by line.
+        message: Vec<String>,
+        new_layout: Box<ClusterLayout>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        statistics: Option<Box<LayoutStatistics>>,
+    },
+}
+
+/// Request of ApplyClusterLayout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyClusterLayout {
+    /// The current version plus one: proof that the caller saw what is replaced. Otherwise 409.
+    pub version: u64,
+}
+
+/// Answer of ApplyClusterLayout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppliedLayout {
+    pub message: Vec<String>,
+    pub layout: ClusterLayout,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<LayoutStatistics>,
+}
+
+// ---- Keys ----
+
+/// An entry of ListKeys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyListItem {
+    pub id: String,
+    pub name: String,
+    #[serde(default)]
+    pub expired: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<String>,
+}
+
+/// Answer of GetKeyInfo, CreateKey, ImportKey and UpdateKey.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    pub access_key_id: String,
+    /// On creation, or when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_access_key: Option<String>,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<String>,
+    #[serde(default)]
+    pub expired: bool,
+    pub permissions: KeyPermissions,
+    pub buckets: Vec<KeyBucket>,
+}
+
+impl std::fmt::Debug for KeyInfo {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyInfo")
+            .field("access_key_id", &self.access_key_id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a key may do beyond its buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeyPermissions {
+    pub create_bucket: bool,
+}
+
+/// A bucket that a key has rights on or names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyBucket {
+    pub id: BucketId,
+    pub global_aliases: Vec<String>,
+    pub local_aliases: Vec<String>,
+    pub permissions: BucketPermissions,
+}
+
+/// What a key may do with a bucket. In AllowBucketKey and DenyBucketKey only flags that are true act.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BucketPermissions {
+    pub read: bool,
+    pub write: bool,
+    pub owner: bool,
+}
+
+/// Request of CreateKey and UpdateKey (which takes `?id=`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeySettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<String>,
+    /// Removes the expiration.
+    pub never_expires: bool,
+    /// Flags that are true are granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<KeyPermissions>,
+    /// Flags that are true are taken away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny: Option<KeyPermissions>,
+}
+
+/// Request of ImportKey.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportKey {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl std::fmt::Debug for ImportKey {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImportKey").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
+// ---- Buckets ----
+
+/// An entry of ListBuckets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketListItem {
+    pub id: BucketId,
+    pub created: String,
+    pub global_aliases: Vec<String>,
+    pub local_aliases: Vec<LocalAlias>,
+}
+
+/// A name that only one key sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalAlias {
+    pub access_key_id: String,
+    pub alias: String,
+}
+
+/// Answer of GetBucketInfo, CreateBucket, the alias endpoints and the right endpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketInfo {
+    pub id: BucketId,
+    pub created: String,
+    pub global_aliases: Vec<String>,
+    pub keys: Vec<BucketKey>,
+    pub website_access: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub website_config: Option<WebsiteConfig>,
+    /// Rules with the names of S3's XML, in PascalCase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors_rules: Option<Vec<serde_json::Value>>,
+    /// Rules with the names of S3's XML, in PascalCase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifecycle_rules: Option<Vec<serde_json::Value>>,
+    pub quotas: Quotas,
+    pub objects: u64,
+    pub bytes: u64,
+    pub unfinished_uploads: u64,
+    pub unfinished_multipart_uploads: u64,
+    pub unfinished_multipart_upload_parts: u64,
+    pub unfinished_multipart_upload_bytes: u64,
+}
+
+/// A key with rights on a bucket, or a name for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketKey {
+    pub access_key_id: String,
+    pub name: String,
+    pub permissions: BucketPermissions,
+    pub bucket_local_aliases: Vec<String>,
+}
+
+/// A bucket as a website.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WebsiteConfig {
+    pub index_document: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_document: Option<String>,
+    /// Rules with the names of S3's XML, in PascalCase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing_rules: Option<Vec<serde_json::Value>>,
+}
+
+/// Bounds of a bucket; `null` is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Quotas {
+    pub max_size: Option<u64>,
+    pub max_objects: Option<u64>,
+}
+
+/// Request of CreateBucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CreateBucket {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_alias: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_alias: Option<CreateBucketLocalAlias>,
+}
+
+/// A local alias for a new bucket, and rights for its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreateBucketLocalAlias {
+    pub access_key_id: String,
+    pub alias: String,
+    #[serde(default)]
+    pub allow: BucketPermissions,
+}
+
+/// Request of AddBucketAlias and RemoveBucketAlias: `globalAlias`, or `accessKeyId` and `localAlias`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketAlias {
+    pub bucket_id: BucketId,
+    #[serde(flatten)]
+    pub alias: Alias,
+}
+
+/// A name of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Alias {
+    #[serde(rename_all = "camelCase")]
+    Global { global_alias: String },
+    #[serde(rename_all = "camelCase")]
+    Local { access_key_id: String, local_alias: String },
+}
+
+/// Request of AllowBucketKey and DenyBucketKey.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketKeyPermissions {
+    pub bucket_id: BucketId,
+    pub access_key_id: String,
+    pub permissions: BucketPermissions,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    /// Reads `json` as `T` and back: the shape survives.
+    fn round_trip<T: Serialize + DeserializeOwned>(json: &Value) {
+        let value: T = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(&serde_json::to_value(&value).unwrap(), json);
+    }
+
+    fn id() -> String {
+        "ab".repeat(32)
+    }
+
+    #[test]
+    fn endpoints_have_names_methods_and_paths() {
+        assert_eq!(Endpoint::from_name("ListKeys"), Some(Endpoint::ListKeys));
+        assert_eq!(Endpoint::ListKeys.method(), "GET");
+        assert_eq!(Endpoint::ApplyClusterLayout.path(), "/v2/ApplyClusterLayout");
+        assert_eq!(Endpoint::from_name("listkeys"), None);
+        for endpoint in Endpoint::ALL {
+            let reads = endpoint.name().starts_with("Get") || endpoint.name().starts_with("List");
+            assert_eq!(endpoint.method(), if reads { "GET" } else { "POST" }, "{endpoint:?}");
+        }
+    }
+
+    #[test]
+    fn layouts_keep_their_shape() {
+        round_trip::<ClusterLayout>(&json!({
+            "version": 1,
+            "roles": [{"id": id(), "zone": "a", "tags": ["t"], "capacity": 10, "storedPartitions": 256, "usableCapacity": 9}],
+            "parameters": {"zoneRedundancy": {"atLeast": 2}, "replicationFactor": 3},
+            "partitionSize": 7,
+            "stagedRoleChanges": [
+                {"id": id(), "zone": "b", "capacity": 5, "tags": []},
+                {"id": id(), "remove": true},
+            ],
+            "stagedParameters": {"zoneRedundancy": "maximum"},
+        }));
+        round_trip::<UpdateClusterLayout>(&json!({"roles": [], "parameters": {"zoneRedundancy": "maximum"}}));
+        let update: UpdateClusterLayout = serde_json::from_value(json!({})).unwrap();
+        assert_eq!(update, UpdateClusterLayout::default());
+    }
+
+    #[test]
+    fn a_role_change_must_say_one_thing() {
+        for (change, wrong) in [
+            (json!({"id": id()}), "or `remove: true`"),
+            (json!({"id": id(), "remove": false}), "or `remove: true`"),
+            (json!({"id": id(), "remove": true, "zone": "a"}), "exclude each other"),
+        ] {
+            let error = serde_json::from_value::<RoleChange>(change).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_preview_is_an_error_or_a_layout() {
+        round_trip::<LayoutPreview>(&json!({"error": "too few zones"}));
+        let preview = json!({
+            "message": ["ok"],
+            "newLayout": {"version": 1, "roles": [], "parameters": {}, "partitionSize": 0, "stagedRoleChanges": []},
+        });
+        round_trip::<LayoutPreview>(&preview);
+        let preview: LayoutPreview = serde_json::from_value(preview).unwrap();
+        assert!(matches!(preview, LayoutPreview::Possible { .. }));
+    }
+
+    #[test]
+    fn status_and_health_keep_their_shape() {
+        round_trip::<ClusterStatus>(&json!({
+            "layoutVersion": 2,
+            "nodes": [{
+                "id": id(), "isUp": true, "draining": false, "addr": "10.0.0.1:3901", "garageVersion": "0.1.0",
+                "role": {"zone": "a", "capacity": 10, "tags": []},
+                "dataPartition": {"available": 1, "total": 2},
+            }, {
+                "id": id(), "isUp": false, "draining": false, "lastSeenSecsAgo": 3,
+                "role": {"zone": "a", "capacity": null, "tags": []},
+            }],
+        }));
+        round_trip::<ClusterHealth>(&json!({
+            "status": "degraded", "knownNodes": 3, "connectedNodes": 2, "storageNodes": 3, "storageNodesUp": 2,
+            "storageNodesOk": 2, "partitions": 256, "partitionsQuorum": 256, "partitionsAllOk": 0,
+        }));
+    }
+
+    #[test]
+    fn keys_keep_their_shape_and_hide_their_secret() {
+        let json = json!({
+            "accessKeyId": "GK1", "secretAccessKey": "topsecret", "name": "n", "expired": false,
+            "permissions": {"createBucket": true},
+            "buckets": [{
+                "id": "cd".repeat(16), "globalAliases": ["b"], "localAliases": [],
+                "permissions": {"read": true, "write": false, "owner": false},
+            }],
+        });
+        round_trip::<KeyInfo>(&json);
+        let key: KeyInfo = serde_json::from_value(json).unwrap();
+        assert!(!format!("{key:?}").contains("topsecret"));
+        let settings: KeySettings = serde_json::from_value(json!({"allow": {"createBucket": true}})).unwrap();
+        assert_eq!(settings.allow, Some(KeyPermissions { create_bucket: true }));
+        let import = json!({"accessKeyId": "GK1", "secretAccessKey": "topsecret", "name": "n"});
+        round_trip::<ImportKey>(&import);
+        assert!(!format!("{:?}", serde_json::from_value::<ImportKey>(import).unwrap()).contains("topsecret"));
+    }
+
+    #[test]
+    fn buckets_keep_their_shape() {
+        round_trip::<BucketInfo>(&json!({
+            "id": "cd".repeat(16), "created": "2030-01-01T00:00:00Z", "globalAliases": ["b"],
+            "keys": [{
+                "accessKeyId": "GK1", "name": "n", "bucketLocalAliases": [],
+                "permissions": {"read": true, "write": true, "owner": false},
+            }],
+            "websiteAccess": false, "quotas": {"maxSize": null, "maxObjects": 5}, "objects": 1, "bytes": 2,
+            "unfinishedUploads": 3, "unfinishedMultipartUploads": 4, "unfinishedMultipartUploadParts": 5,
+            "unfinishedMultipartUploadBytes": 6,
+        }));
+        round_trip::<BucketAlias>(&json!({"bucketId": "cd".repeat(16), "globalAlias": "b"}));
+        round_trip::<BucketAlias>(
+            &json!({"bucketId": "cd".repeat(16), "accessKeyId": "GK1", "localAlias": "b"}),
+        );
+        round_trip::<BucketKeyPermissions>(&json!({
+            "bucketId": "cd".repeat(16), "accessKeyId": "GK1",
+            "permissions": {"read": true, "write": false, "owner": false},
+        }));
+    }
+}
