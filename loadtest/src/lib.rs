@@ -1,1 +1,10 @@
-//! See the README of this crate.
+//! Proving Hayloft: an S3 client of our own, workloads, histories and their checkers, benchmarks of any S3
+//! endpoint, and scripted crashes of real clusters.
+//!
+//! Imports go downwards only: `client history` ← `check` ← `workload`; `cluster report` ← `bench crash`.
+
+pub mod check;
+pub mod client;
+pub mod cluster;
+pub mod history;
+pub mod workload;

@@ -1,0 +1,144 @@
+//! Reads that do not go back: whether reads and writes of a key have one common order in time.
+//!
+//! For buckets with monotonic reads, and for a store at rest. Each present state is written once, so a history
+//! is linearizable iff its zones are compatible (Gibbons and Korach, "Testing shared memories", 1997): a write
+//! and the reads of it form a cluster; `f` is the first end in it and `s` the last start; a zone with `f < s`
+//! ("forward": the value was certainly there from `f` to `s`) must not overlap another forward zone nor contain
+//! a backward zone. Absence may be written many times, so deletes take no part: what this finds is wrong for
+//! sure, some wrongs around deletes it does not find.
+
+use super::{Fault, Violation};
+use crate::history::{KeyHistory, Outcome, State};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+#[derive(Clone, Copy)]
+struct Zone {
+    state: State,
+    first_end: Duration,
+    last_start: Duration,
+}
+
+impl Zone {
+    fn is_forward(&self) -> bool {
+        self.first_end < self.last_start
+    }
+
+    fn conflicts(&self, other: &Self) -> bool {
+        match (self.is_forward(), other.is_forward()) {
+            (true, true) => self.first_end < other.last_start && other.first_end < self.last_start,
+            (true, false) => self.first_end < other.last_start && other.first_end < self.last_start,
+            _ => false,
+        }
+    }
+}
+
+/// Pairs of states of one key whose reads cannot be put in order, at most one for each state.
+pub fn monotonic(name: &str, key: &KeyHistory) -> Vec<Violation> {
+    let mut zones: BTreeMap<State, Zone> = BTreeMap::new();
+    for read in &key.reads {
+        if read.state == State::Absent {
+            continue;
+        }
+        let zone = zones.entry(read.state).or_insert(Zone {
+            state: read.state,
+            first_end: read.end,
+            last_start: read.start,
+        });
+        zone.first_end = zone.first_end.min(read.end);
+        zone.last_start = zone.last_start.max(read.start);
+    }
+    for write in &key.writes {
+        if write.state == State::Absent {
+            continue;
+        }
+        let zone = match (write.outcome, zones.get_mut(&write.state)) {
+            (_, Some(zone)) => zone,
+            (Outcome::Acked, None) => zones.entry(write.state).or_insert(Zone {
+                state: write.state,
+                first_end: Duration::MAX,
+                last_start: write.start,
+            }),
+            // Never read: it may not have happened.
+            (Outcome::Unknown | Outcome::Refused, None) => continue,
+        };
+        zone.last_start = zone.last_start.max(write.start);
+        if let Some(end) = write.end {
+            zone.first_end = zone.first_end.min(end);
+        }
+    }
+    let zones: Vec<_> = zones.into_values().collect();
+    let mut found = Vec::new();
+    for (index, zone) in zones.iter().enumerate() {
+        let rest = zones.iter().enumerate();
+        let clash = rest.filter(|(other, _)| *other != index).find(|(other, candidate)| {
+            zone.conflicts(candidate) && (!candidate.is_forward() || *other > index)
+        });
+        if let Some((_, other)) = clash {
+            let (newer, older) =
+                if zone.last_start >= other.last_start { (other, zone) } else { (zone, other) };
+            let what = Fault::WentBack { newer: newer.state, older: older.state };
+            found.push(Violation { key: name.to_owned(), what });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Read, Write};
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    const fn generation(number: u64) -> State {
+        State::Present { generation: number, len: 1 }
+    }
+
+    fn judge(writes: &[(u64, u64, u64)], reads: &[(u64, u64, u64)]) -> usize {
+        let key = KeyHistory {
+            writes: writes
+                .iter()
+                .map(|(number, start, end)| Write {
+                    state: generation(*number),
+                    start: ms(*start),
+                    end: Some(ms(*end)),
+                    outcome: Outcome::Acked,
+                })
+                .collect(),
+            reads: reads
+                .iter()
+                .map(|(number, start, end)| Read {
+                    state: generation(*number),
+                    start: ms(*start),
+                    end: ms(*end),
+                })
+                .collect(),
+            absence_superseded: false,
+        };
+        monotonic("k", &key).len()
+    }
+
+    #[test]
+    fn reads_in_order_are_fine() {
+        assert_eq!(judge(&[(1, 1, 2), (2, 3, 9)], &[(1, 3, 4), (1, 4, 5), (2, 6, 7), (2, 10, 11)]), 0);
+    }
+
+    #[test]
+    fn a_read_that_goes_back_during_a_write_is_found() {
+        assert_eq!(judge(&[(1, 1, 2), (2, 3, 20)], &[(2, 5, 6), (1, 8, 9)]), 1);
+    }
+
+    #[test]
+    fn readers_that_disagree_on_two_concurrent_writes_are_found() {
+        assert_eq!(judge(&[(1, 1, 5), (2, 1, 5)], &[(1, 6, 7), (2, 8, 9), (1, 10, 11)]), 1);
+        assert_eq!(judge(&[(1, 1, 5), (2, 1, 5)], &[(2, 6, 7), (2, 10, 11)]), 0);
+    }
+
+    #[test]
+    fn overlapping_reads_may_disagree() {
+        assert_eq!(judge(&[(1, 1, 2), (2, 3, 20)], &[(2, 5, 9), (1, 4, 8)]), 0);
+    }
+}

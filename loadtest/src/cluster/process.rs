@@ -1,0 +1,220 @@
+//! Killing and starting the daemons of a cluster as real processes.
+//!
+//! A process that this tool started is its child and is reaped here; one that `hayloft dev` started is reaped
+//! there. Either way a zombie counts as dead.
+
+use super::{Cluster, Member, Role, write_pids};
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal};
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Names one process of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    pub role: Role,
+    pub index: usize,
+}
+
+/// A cluster and the means to kill and start its daemons.
+pub struct Processes {
+    pub cluster: Cluster,
+    file: PathBuf,
+    gateway_bin: PathBuf,
+    storage_bin: PathBuf,
+    children: Vec<Child>,
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("0 is not a process id")?;
+    match rustix::process::kill_process(pid, signal) {
+        Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
+        Err(error) => Err(error).context("cannot signal the process"),
+    }
+}
+
+/// SIGKILL; a process that is gone already is fine.
+pub fn kill_now(pid: u32) -> Result<()> {
+    signal(pid, Signal::KILL)
+}
+
+/// SIGTERM; a process that is gone already is fine.
+pub fn terminate(pid: u32) -> Result<()> {
+    signal(pid, Signal::TERM)
+}
+
+/// Whether the process runs (a zombie does not).
+pub fn is_running(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+impl Processes {
+    /// Takes the cluster of `file`. Binaries that are not given are looked for beside this program, then in PATH.
+    pub fn new(file: &Path, gateway_bin: Option<PathBuf>, storage_bin: Option<PathBuf>) -> Result<Self> {
+        Ok(Self {
+            cluster: Cluster::read(file)?,
+            file: file.to_owned(),
+            gateway_bin: gateway_bin.unwrap_or_else(|| beside("hayloft-gateway")),
+            storage_bin: storage_bin.unwrap_or_else(|| beside("hayloft-storage")),
+            children: Vec::new(),
+        })
+    }
+
+    /// Every daemon, gateways first.
+    pub fn all(&self) -> Vec<Daemon> {
+        let list = |role, count| (0..count).map(move |index| Daemon { role, index });
+        list(Role::Gateway, self.cluster.gateways.len())
+            .chain(list(Role::Storage, self.cluster.storage.len()))
+            .collect()
+    }
+
+    /// What the cluster file says of a daemon.
+    pub fn member(&self, daemon: Daemon) -> Result<&Member> {
+        let list = match daemon.role {
+            Role::Gateway => &self.cluster.gateways,
+            Role::Storage => &self.cluster.storage,
+        };
+        list.get(daemon.index)
+            .with_context(|| format!("the cluster has no {} number {}", daemon.role.name(), daemon.index + 1))
+    }
+
+    /// SIGKILLs the given daemons at once and waits until they are gone.
+    pub async fn kill(&mut self, daemons: &[Daemon]) -> Result<()> {
+        let pids: Vec<_> =
+            daemons.iter().map(|daemon| Ok(self.member(*daemon)?.pid)).collect::<Result<_>>()?;
+        for pid in &pids {
+            kill_now(*pid)?;
+        }
+        self.wait_gone(&pids, Duration::from_secs(30)).await
+    }
+
+    /// Asks a daemon to stop and waits until it is gone.
+    pub async fn stop(&mut self, daemon: Daemon) -> Result<()> {
+        let pid = self.member(daemon)?.pid;
+        terminate(pid)?;
+        self.wait_gone(&[pid], Duration::from_secs(60)).await
+    }
+
+    async fn wait_gone(&mut self, pids: &[u32], limit: Duration) -> Result<()> {
+        let step = Duration::from_millis(2);
+        let mut waited = Duration::ZERO;
+        loop {
+            // Reaps our own children; the state of others is in /proc.
+            self.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+            match pids.iter().find(|pid| is_running(**pid)) {
+                None => return Ok(()),
+                Some(pid) if waited >= limit => bail!("process {pid} did not end within {limit:?}"),
+                Some(_) => tokio::time::sleep(step).await,
+            }
+            waited += step;
+        }
+    }
+
+    /// Starts a daemon from its configuration file, with more arguments, and notes its process id. Its output is
+    /// appended to the configuration's name with the extension `log`.
+    pub fn start(&mut self, daemon: Daemon, arguments: &[String]) -> Result<()> {
+        let binary = match daemon.role {
+            Role::Gateway => self.gateway_bin.clone(),
+            Role::Storage => self.storage_bin.clone(),
+        };
+        let config = self.member(daemon)?.config.clone();
+        let child = spawn(&binary, &config, arguments)?;
+        let members = match daemon.role {
+            Role::Gateway => &mut self.cluster.gateways,
+            Role::Storage => &mut self.cluster.storage,
+        };
+        members[daemon.index].pid = child.id();
+        self.children.push(child);
+        write_pids(&self.file, &self.cluster)
+    }
+
+    /// The first of the daemons that does not run, if any: something crashed that nobody killed.
+    pub fn missing(&self) -> Option<&Member> {
+        let mut members = self.cluster.gateways.iter().chain(&self.cluster.storage);
+        members.find(|member| !is_running(member.pid))
+    }
+
+    /// Starts one more gateway, configured as the first but for free ports, and adds it to the cluster (not to its
+    /// file).
+    pub fn add_gateway(&mut self, arguments: &[String]) -> Result<Daemon> {
+        let first = self.member(Daemon { role: Role::Gateway, index: 0 })?.clone();
+        let index = self.cluster.gateways.len();
+        let text = std::fs::read_to_string(&first.config)
+            .with_context(|| format!("cannot read {}", first.config.display()))?;
+        let mut table: toml::Table = text.parse().context("the first gateway's configuration")?;
+        table.remove("identity_file");
+        let mut s3 = None;
+        for (name, section) in &mut table {
+            let Some(section) = section.as_table_mut() else { continue };
+            if section.contains_key("api_bind_addr") || section.contains_key("bind_addr") {
+                let key = if section.contains_key("bind_addr") { "bind_addr" } else { "api_bind_addr" };
+                let address = free_address()?;
+                if name == "s3_api" {
+                    s3 = Some(format!("http://{address}"));
+                }
+                section.insert(key.into(), address.into());
+            }
+        }
+        let s3 = Some(s3.context("the first gateway's configuration has no [s3_api] api_bind_addr")?);
+        let config = first.config.with_file_name(format!("gateway-extra-{index}.toml"));
+        std::fs::write(&config, toml::to_string(&table)?)?;
+        let child = spawn(&self.gateway_bin, &config, arguments)?;
+        let name = format!("gateway-extra-{index}");
+        self.cluster.gateways.push(Member { name, pid: child.id(), config, s3, admin: None });
+        self.children.push(child);
+        Ok(Daemon { role: Role::Gateway, index })
+    }
+}
+
+fn beside(name: &str) -> PathBuf {
+    let here = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
+    here.filter(|path| path.exists()).unwrap_or_else(|| name.into())
+}
+
+fn free_address() -> Result<String> {
+    // Free now, and most likely still free when the daemon binds it.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
+    Ok(listener.local_addr()?.to_string())
+}
+
+fn spawn(binary: &Path, config: &Path, arguments: &[String]) -> Result<Child> {
+    let log = config.with_extension("log");
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
+    let errors = log.try_clone()?;
+    Command::new(binary)
+        .arg("--config")
+        .arg(config)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| {
+            format!("cannot start {}; name it with --gateway-bin or --storage-bin", binary.display())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_process_is_seen_as_gone_even_before_it_is_reaped() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(is_running(child.id()));
+        kill_now(child.id()).unwrap();
+        while is_running(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        kill_now(child.id()).unwrap();
+    }
+}

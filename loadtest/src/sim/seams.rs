@@ -1,0 +1,115 @@
+//! The simulated clock, randomness and tasks of one host.
+//!
+//! Time is tokio's paused clock, so a simulated hour costs nothing; a host's wall clock is that time shifted by
+//! an offset that may be years and may jump. Blocking work sleeps a modelled time, then runs inline and whole. A
+//! crash drops every task of the host, blocking work that has not run among them.
+
+use hayloft_common::env::{BlockingJob, Clock, Entropy, TaskFuture, TaskHandle, Tasks};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// When every simulation begins, in microseconds since the epoch.
+const START_MICROS: u64 = 1_700_000_000_000_000;
+
+/// A host's clock.
+pub struct SimClock {
+    start: Instant,
+    offset_micros: AtomicI64,
+}
+
+impl SimClock {
+    pub fn new(start: Instant, offset_micros: i64) -> Self {
+        Self { start, offset_micros: AtomicI64::new(offset_micros) }
+    }
+
+    /// Makes the wall clock jump.
+    pub fn set_offset(&self, micros: i64) {
+        self.offset_micros.store(micros, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SimClock {
+    fn wall_micros(&self) -> u64 {
+        let elapsed = self.start.elapsed().as_micros() as u64;
+        (START_MICROS + elapsed).saturating_add_signed(self.offset_micros.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A host's randomness, from a seed.
+pub struct SimEntropy(Mutex<StdRng>);
+
+impl SimEntropy {
+    pub fn new(seed: u64) -> Self {
+        Self(Mutex::new(StdRng::seed_from_u64(seed)))
+    }
+}
+
+impl Entropy for SimEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.lock().fill_bytes(bytes);
+    }
+}
+
+/// A host's tasks.
+#[derive(Clone)]
+pub struct SimTasks(Arc<Mutex<Inner>>);
+
+struct Inner {
+    running: Vec<AbortHandle>,
+    rng: StdRng,
+    dead: bool,
+}
+
+impl SimTasks {
+    pub fn new(seed: u64) -> Self {
+        let rng = StdRng::seed_from_u64(seed);
+        Self(Arc::new(Mutex::new(Inner { running: Vec::new(), rng, dead: false })))
+    }
+
+    /// Drops every task; nothing can be started afterwards.
+    pub fn crash(&self) {
+        let running = {
+            let mut inner = self.0.lock();
+            inner.dead = true;
+            std::mem::take(&mut inner.running)
+        };
+        running.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Tasks for SimTasks {
+    #[expect(clippy::disallowed_methods, reason = "the simulated version of the task seam")]
+    fn spawn(&self, _name: &'static str, task: TaskFuture) -> TaskHandle {
+        let mut inner = self.0.lock();
+        if inner.dead {
+            return TaskHandle::new(|| {});
+        }
+        let handle = tokio::spawn(task).abort_handle();
+        if inner.running.len() > 512 {
+            inner.running.retain(|task| !task.is_finished());
+        }
+        inner.running.push(handle.clone());
+        TaskHandle::new(move || handle.abort())
+    }
+
+    fn run_blocking(&self, job: BlockingJob) {
+        let pause = Duration::from_micros(self.0.lock().rng.random_range(20..400));
+        self.spawn(
+            "blocking",
+            Box::pin(async move {
+                tokio::time::sleep(pause).await;
+                job();
+            }),
+        );
+    }
+}
