@@ -1,4 +1,6 @@
 //! See the README of this crate.
 
+pub mod auth;
 pub mod domain;
+pub mod http;
 pub mod limits;
