@@ -1,0 +1,179 @@
+//! The cluster as one node sees it: the layout in force, and how to call and order the others.
+//!
+//! Every data call carries the epoch of the layout held here. A newer layout, wherever it comes from, is first
+//! given to the [`LayoutStore`] (a storage node makes it durable) and only then acted upon.
+
+use crate::body::Body;
+use crate::client::{CallOptions, Pool};
+use crate::error::RpcError;
+use crate::message::{self, Message};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use hayloft_common::codec;
+use hayloft_common::env::Env;
+use hayloft_common::id::NodeId;
+use hayloft_common::layout::{ActiveLayout, ConsistencyMode, read_quorum, write_quorum};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a data call may take at most. Only reached when so many nodes are silent that no quorum is left.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest and shortest wait for a slow replica before another one is asked too.
+const HEDGE_MIN: Duration = Duration::from_millis(10);
+const HEDGE_MAX: Duration = Duration::from_millis(500);
+
+/// Where a newly learnt layout is kept.
+#[async_trait]
+pub trait LayoutStore: Send + Sync + 'static {
+    /// Makes the layout durable, if this node keeps any. An error means that it must not be acted upon.
+    async fn keep(&self, layout: &ActiveLayout) -> Result<(), String>;
+}
+
+/// Keeps nothing: a gateway learns the layout anew at each start.
+pub struct NoLayoutStore;
+
+#[async_trait]
+impl LayoutStore for NoLayoutStore {
+    async fn keep(&self, _layout: &ActiveLayout) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// See the module's head.
+pub struct Cluster {
+    env: Env,
+    pool: Arc<Pool>,
+    /// This node's zone, for a gateway; a storage node's stands in the layout.
+    zone: Option<String>,
+    mode: ConsistencyMode,
+    layout: ArcSwap<ActiveLayout>,
+    store: Arc<dyn LayoutStore>,
+    /// Nodes that let a call wait beyond the hedge delay, and when; until they are heard of again.
+    suspects: Mutex<BTreeMap<NodeId, Duration>>,
+}
+
+impl Cluster {
+    pub fn new(
+        env: Env,
+        pool: Arc<Pool>,
+        zone: Option<String>,
+        mode: ConsistencyMode,
+        layout: ActiveLayout,
+        store: Arc<dyn LayoutStore>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            env,
+            pool,
+            zone,
+            mode,
+            layout: ArcSwap::from_pointee(layout),
+            store,
+            suspects: Mutex::default(),
+        })
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The layout in force, as far as this node knows.
+    pub fn layout(&self) -> Arc<ActiveLayout> {
+        self.layout.load_full()
+    }
+
+    /// Answers that make a write to one set of nodes.
+    pub fn write_quorum(&self, layout: &ActiveLayout) -> usize {
+        write_quorum(self.mode, layout.current.parameters.replication_factor)
+    }
+
+    /// Answers that make a read.
+    pub fn read_quorum(&self, layout: &ActiveLayout) -> usize {
+        read_quorum(self.mode, layout.current.parameters.replication_factor)
+    }
+
+    /// Adopts `layout` if it is newer than the one in force. True if the one in force is now at least as new.
+    pub async fn learn(&self, layout: ActiveLayout) -> bool {
+        if layout.epoch <= self.layout.load().epoch {
+            return true;
+        }
+        if let Err(error) = self.store.keep(&layout).await {
+            tracing::error!(epoch = layout.epoch, %error, "a newer layout could not be stored and is not used");
+            return false;
+        }
+        let new = Arc::new(layout);
+        self.layout.rcu(|old| if old.epoch < new.epoch { new.clone() } else { old.clone() });
+        tracing::info!(epoch = new.epoch, version = new.current.version, "layout adopted");
+        true
+    }
+
+    /// As [`Cluster::learn`], from the encoded form that a refusal carries.
+    pub async fn learn_encoded(&self, layout: &[u8]) -> bool {
+        match codec::decode::<ActiveLayout>(layout) {
+            Ok(layout) => self.learn(layout).await,
+            Err(error) => {
+                tracing::warn!(%error, "a peer sent a layout that can't be read");
+                false
+            }
+        }
+    }
+
+    /// Calls one node.
+    pub async fn call<M: Message>(
+        &self,
+        node: NodeId,
+        request: &M,
+        body: Body,
+        deadline: Duration,
+    ) -> Result<(M::Reply, Body), RpcError> {
+        let epoch = self.layout.load().epoch;
+        let head = message::encode_request(epoch, request);
+        let options = CallOptions { class: M::CLASS, deadline, trace: None };
+        let (head, body) = self.pool.call(node, options, M::METHOD, head, body).await?;
+        Ok((message::decode(M::NAME, &head)?, body))
+    }
+
+    /// Sorts nodes by preference: this zone's first, then by round-trip time; silent and disconnected ones last.
+    pub fn order(&self, nodes: &mut [NodeId]) {
+        let layout = self.layout.load();
+        let zone_of = |node: &NodeId| layout.current.roles.get(node).map(|role| role.zone.as_str());
+        let own_zone = self.zone.as_deref().or_else(|| zone_of(&self.pool.local_id()));
+        nodes.sort_by_cached_key(|node| {
+            let stats = self.pool.peer_stats(*node);
+            let down = !stats.connected || self.is_suspect(*node, stats.last_heard);
+            let elsewhere = own_zone.is_none() || zone_of(node) != own_zone;
+            (down, elsewhere, stats.srtt.unwrap_or(Duration::MAX), *node)
+        });
+    }
+
+    /// How long to wait for `node` before another one is asked as well: about its 95th percentile.
+    pub fn hedge_delay(&self, node: NodeId) -> Duration {
+        let stats = self.pool.peer_stats(node);
+        match stats.p95 {
+            Some(p95) => (p95 + p95 / 2).clamp(HEDGE_MIN, HEDGE_MAX),
+            None => HEDGE_MAX / 5,
+        }
+    }
+
+    /// Notes that `node` keeps a call waiting: it is asked last until something is heard of it.
+    pub fn suspect(&self, node: NodeId) {
+        self.suspects.lock().insert(node, self.env.now());
+    }
+
+    fn is_suspect(&self, node: NodeId, last_heard: Option<Duration>) -> bool {
+        let mut suspects = self.suspects.lock();
+        match suspects.get(&node) {
+            Some(since) if last_heard.is_some_and(|heard| heard > *since) => {
+                suspects.remove(&node);
+                false
+            }
+            Some(_) => true,
+            None => false,
+        }
+    }
+}
