@@ -3,8 +3,11 @@
 //!
 //! Imports go downwards only: `client history` ← `check` ← `workload`; `cluster report` ← `bench crash`.
 
+pub mod bench;
 pub mod check;
 pub mod client;
 pub mod cluster;
+pub mod crash;
 pub mod history;
+pub mod report;
 pub mod workload;

@@ -24,12 +24,11 @@ impl Zone {
         self.first_end < self.last_start
     }
 
+    /// Whether a forward zone overlaps another one, or contains a backward one.
     fn conflicts(&self, other: &Self) -> bool {
-        match (self.is_forward(), other.is_forward()) {
-            (true, true) => self.first_end < other.last_start && other.first_end < self.last_start,
-            (true, false) => self.first_end < other.last_start && other.first_end < self.last_start,
-            _ => false,
-        }
+        // The same comparison says "overlaps" of a forward zone and "lies within" of a backward one, whose ends
+        // are the other way round.
+        self.is_forward() && self.first_end < other.last_start && other.first_end < self.last_start
     }
 }
 

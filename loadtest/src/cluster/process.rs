@@ -96,7 +96,7 @@ impl Processes {
     pub async fn stop(&mut self, daemon: Daemon) -> Result<()> {
         let pid = self.member(daemon)?.pid;
         terminate(pid)?;
-        self.wait_gone(&[pid], Duration::from_secs(60)).await
+        self.wait_gone(&[pid], Duration::from_mins(1)).await
     }
 
     async fn wait_gone(&mut self, pids: &[u32], limit: Duration) -> Result<()> {

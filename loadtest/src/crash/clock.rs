@@ -1,0 +1,66 @@
+//! Gateways whose clocks are wrong overwrite and delete: a read after the acknowledgement, through any gateway, sees
+//! it.
+
+use super::CrashArgs;
+use super::setup::Setup;
+use super::verify::no_failures;
+use crate::check;
+use crate::cluster::{Daemon, Role};
+use crate::workload::{Keys, Site, observe};
+use anyhow::{Context as _, Result, bail};
+
+const HOUR: i64 = 3_600_000;
+const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
+
+pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
+    setup.two_gateways().await?;
+    let (site, prefix) = setup.site("clock");
+    let keys = Keys::new(&prefix, args.keys.clamp(4, 40));
+    let wrong = Daemon { role: Role::Gateway, index: 1 };
+    let right = site.through(setup.s3.pinned(0));
+    let offsets = [HOUR, -HOUR, TEN_YEARS, -TEN_YEARS, 0];
+    for offset in offsets {
+        setup.processes.kill(&[wrong]).await?;
+        setup.restart(&[wrong], &[format!("--clock-offset-ms={offset}")])?;
+        // Signatures are judged by the gateway's clock.
+        let other = site.through(setup.s3.pinned(1).with_clock_offset(offset));
+        setup.healthy_through(&other.s3).await.with_context(|| format!("offset {offset} ms"))?;
+        for (index, key) in keys.all().enumerate() {
+            // Inside the row and in blocks.
+            let len = if index % 2 == 0 { 1_000 } else { 200_000 };
+            exchange(&right, &other, &key, len).await;
+            exchange(&other, &right, &key, len).await;
+        }
+        no_failures(&site).with_context(|| format!("offset {offset} ms"))?;
+        let mut violations = std::mem::take(&mut *site.violations.lock());
+        for (name, key) in &site.history.snapshot() {
+            violations.extend(check::reads(name, key));
+        }
+        if let Some(first) = violations.first() {
+            bail!("offset {offset} ms: {} violations, the first: {first}", violations.len());
+        }
+        println!("  offset {offset} ms: {} keys right", keys.count());
+    }
+    let (writes, reads) = site.history.counts();
+    Ok(format!("{} offsets, {writes} writes, {reads} reads, no violation", offsets.len()))
+}
+
+/// `a` and `b` take turns writing and deleting; both read after each.
+async fn exchange(a: &Site, b: &Site, key: &str, len: u64) {
+    let look = async || {
+        observe(a, key).await;
+        observe(b, key).await;
+    };
+    a.write(key, len, None).await;
+    look().await;
+    b.write(key, len + 1, None).await;
+    look().await;
+    a.delete(key).await;
+    look().await;
+    b.write(key, len + 2, None).await;
+    look().await;
+    b.delete(key).await;
+    look().await;
+    a.write(key, len + 3, None).await;
+    look().await;
+}

@@ -1,0 +1,78 @@
+//! Reading everything back through every gateway and judging it.
+
+use super::setup::Setup;
+use crate::check;
+use crate::workload::{Keys, Observed, Site, observe, together};
+use anyhow::{Result, bail};
+
+/// How many objects are read at a time.
+const LANES: u32 = 16;
+
+/// What was verified.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Verified {
+    pub(super) reads: usize,
+    pub(super) writes: usize,
+}
+
+/// Reads every key through every gateway, lists them, and checks all reads so far against the history; afterwards
+/// forgets what no longer matters. Nothing may be writing meanwhile.
+pub(super) async fn verify(setup: &Setup, site: &Site, keys: &Keys, monotonic: bool) -> Result<Verified> {
+    for gateway in 0..setup.s3.endpoints() {
+        let through = site.through(setup.s3.pinned(gateway));
+        read_all(&through, keys).await;
+        list(&through, keys).await?;
+    }
+    let snapshot = site.history.snapshot();
+    let mut violations = std::mem::take(&mut *site.violations.lock());
+    for (name, key) in &snapshot {
+        violations.extend(check::reads(name, key));
+        if monotonic {
+            violations.extend(check::monotonic(name, key));
+        }
+    }
+    let (writes, reads) = site.history.counts();
+    let now = site.env.now();
+    site.history.replace(snapshot.into_iter().map(|(name, key)| (name, check::forget(&key, now))).collect());
+    if violations.is_empty() {
+        return Ok(Verified { reads, writes });
+    }
+    for violation in violations.iter().take(20) {
+        println!("  VIOLATION {violation}");
+    }
+    bail!("{} violations, the first: {}", violations.len(), violations[0])
+}
+
+async fn read_all(site: &Site, keys: &Keys) {
+    let lanes = (0..LANES).map(|lane| {
+        let (site, keys) = (site.clone(), keys.clone());
+        async move {
+            for index in (lane..keys.count()).step_by(LANES as usize) {
+                let name = keys.name(index);
+                if observe(&site, &name).await == Observed::Failed {
+                    let failures = site.failures.lock().clone();
+                    site.wrong_content(&name, format!("cannot be read at rest; failures so far: {failures:?}"));
+                }
+            }
+        }
+    });
+    if together(&site.env, "verify", lanes).await.iter().any(Option::is_none) {
+        site.wrong_content("", "a verifying task panicked".into());
+    }
+}
+
+async fn list(site: &Site, keys: &Keys) -> Result<()> {
+    let start = site.env.now();
+    let listed = site.s3.list_all(keys.prefix()).await?;
+    let end = site.env.now();
+    let listed: Vec<_> = listed.into_iter().map(|object| (object.key, object.size)).collect();
+    let found = check::listing(&site.history.snapshot(), &listed, start, end);
+    site.violations.lock().extend(found);
+    Ok(())
+}
+
+/// Fails if any request failed so far: for faults that clients must not notice.
+pub(super) fn no_failures(site: &Site) -> Result<()> {
+    let failures = site.failures.lock().clone();
+    if failures.is_empty() { Ok(()) } else { bail!("requests failed: {failures:?}") }
+}
