@@ -7,8 +7,9 @@
 //!
 //! All partitions are alike as far as existence goes, so the average of a flow over all permutations of
 //! the partitions is a flow too, and (capacities being integers) the whole exists iff the flow summed over
-//! the partitions does. That one has two sources, so its minimum cut is one of three sums over zones
-//! ([`Problem::shortfall`]). The largest size is found by bisection over that test, with no flow at all.
+//! the partitions does. That one has two sources, so its minimum cut is a sum over zones, either for the
+//! units that must spread or for all of them ([`Problem::shortfall`]; the cut for the free units alone is
+//! never the smallest). The largest size is found by bisection over that test, with no flow at all.
 //! Who keeps what is then one minimum-cost flow: a copy costs 1 on a node that does not hold it yet.
 
 use super::flow::Network;
@@ -88,7 +89,7 @@ impl Problem {
         let spread = self.redundancy as u64 * all;
         let free = (self.copies - self.redundancy) as u64 * all;
         // Each group of sources with what it needs and what it may send to one zone.
-        [(spread, all), (free, free), (spread + free, all + free)]
+        [(spread, all), (spread + free, all + free)]
             .into_iter()
             .find(|&(need, limit)| room.iter().map(|&room| room.min(limit)).sum::<u64>() < need)
             .map(|(_, zone_limit)| Shortfall { zone_limit })
