@@ -12,6 +12,7 @@
 pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 
+pub mod admin;
 mod answerer;
 pub mod body;
 mod caller;
