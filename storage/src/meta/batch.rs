@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// Writes across keyspaces, at most one per key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    ops: BTreeMap<(Space, Bytes), Option<Bytes>>,
+    ops: BTreeMap<Space, BTreeMap<Bytes, Option<Bytes>>>,
     bytes: usize,
 }
 
@@ -31,23 +31,24 @@ impl Batch {
 
     /// What the batch does to `key`: `None` if nothing, `Some(None)` if it deletes it.
     pub fn get(&self, space: Space, key: &[u8]) -> Option<Option<&Bytes>> {
-        // The map is keyed by owned pairs; a borrowed pair would need an own key type for no gain here.
-        self.ops.get(&(space, Bytes::copy_from_slice(key))).map(Option::as_ref)
+        self.ops.get(&space)?.get(key).map(Option::as_ref)
     }
 
     /// All operations in order of keyspace and key; `None` deletes.
     pub fn iter(&self) -> impl Iterator<Item = (Space, &Bytes, Option<&Bytes>)> {
-        self.ops.iter().map(|((space, key), value)| (*space, key, value.as_ref()))
+        self.ops.iter().flat_map(|(space, ops)| ops.iter().map(|(key, value)| (*space, key, value.as_ref())))
     }
 
     /// As [`Batch::iter`], by value.
     pub fn into_ops(self) -> impl Iterator<Item = (Space, Bytes, Option<Bytes>)> {
-        self.ops.into_iter().map(|((space, key), value)| (space, key, value))
+        self.ops
+            .into_iter()
+            .flat_map(|(space, ops)| ops.into_iter().map(move |(key, value)| (space, key, value)))
     }
 
     /// Number of keys written or deleted.
     pub fn len(&self) -> usize {
-        self.ops.len()
+        self.ops.values().map(BTreeMap::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -69,7 +70,7 @@ impl Batch {
     fn set(&mut self, space: Space, key: Bytes, value: Option<Bytes>) {
         let key_len = key.len();
         self.bytes += value.as_ref().map_or(0, Bytes::len);
-        match self.ops.insert((space, key), value) {
+        match self.ops.entry(space).or_default().insert(key, value) {
             Some(old) => self.bytes -= old.as_ref().map_or(0, Bytes::len),
             None => self.bytes += key_len,
         }

@@ -1,0 +1,275 @@
+//! The one owner of writes: group commit.
+//!
+//! Every write of the node goes through one queue. The owner takes all that waits (bounded by number and
+//! bytes), applies the jobs in order over an overlay (a later job sees the earlier ones' rows), makes one
+//! atomic batch, syncs once and answers all. So read-merge-write never interleaves for a row, without locks,
+//! and an fsync is shared by all who wait for it.
+//!
+//! Guarantees:
+//! - an answer is given only when the job's writes are durable (with `fsync` off: handed to the system);
+//! - a job is applied entirely or not at all, also if its caller went away;
+//! - a job that fails on its own account does not touch the others of its batch;
+//! - after a failed write or sync every waiting and later job gets a typed error at once.
+//!
+//! Memory is bounded: jobs hold a permit for their bytes from before they are queued until they are answered.
+
+use crate::meta::{Batch, Engine, MetaError, Space};
+use crate::tables::{Overlay, Tables, TablesError};
+use hayloft_common::env::Env;
+use hayloft_proto::message::table::{RowBytes, RowOutcome, WriteMode, WriteRows};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// How much is gathered and kept waiting.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sync before answering (`metadata_fsync`). Off, a power cut may take the last seconds of every node it hits.
+    pub fsync: bool,
+    /// Jobs that may wait.
+    pub queue: usize,
+    /// Bytes of all jobs that wait or are being written.
+    pub queue_bytes: usize,
+    /// Jobs in one batch, at most.
+    pub batch_jobs: usize,
+    /// Bytes of jobs in one batch; one job may exceed it alone.
+    pub batch_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { fsync: true, queue: 1024, queue_bytes: 16 << 20, batch_jobs: 256, batch_bytes: 4 << 20 }
+    }
+}
+
+/// What to write, as one: rows, then entries of keyspaces that hold no rows.
+#[derive(Clone, Debug)]
+pub struct Job {
+    mode: WriteMode,
+    rows: Vec<RowBytes>,
+    entries: Batch,
+}
+
+impl Job {
+    /// Rows of any tables.
+    pub fn rows(request: WriteRows) -> Self {
+        Self { mode: request.mode, rows: request.rows, entries: Batch::new() }
+    }
+
+    /// A block that has been stored: its references, and the entries that say where it lies.
+    pub fn block(references: Vec<RowBytes>, index: Batch) -> Self {
+        Self { mode: WriteMode::Merge, rows: references, entries: index }
+    }
+
+    /// Entries of the node's own keyspaces: layout, block index, finished queue entries.
+    pub fn entries(entries: Batch) -> Self {
+        Self { mode: WriteMode::Merge, rows: Vec::new(), entries }
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows.iter().map(|r| r.bytes.len()).sum::<usize>() + self.entries.bytes()
+    }
+}
+
+/// What became of a job: an outcome for each of its rows. If one is `Outdated`, nothing of the job is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub rows: Vec<RowOutcome>,
+}
+
+/// Why a job was not done. After [`CommitError::Engine`] on a write it is unknown whether it will be there
+/// after a restart; otherwise nothing of it is written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error(transparent)]
+    Tables(TablesError),
+    #[error(transparent)]
+    Engine(MetaError),
+    #[error("entries of `{0}` follow from rows and may not be written directly")]
+    Derived(&'static str),
+    #[error("the node is stopping: the write was not done, or its outcome is unknown")]
+    Stopped,
+}
+
+impl From<TablesError> for CommitError {
+    fn from(error: TablesError) -> Self {
+        match error {
+            TablesError::Meta(e) => Self::Engine(e),
+            other => Self::Tables(other),
+        }
+    }
+}
+
+/// What the queue did so far.
+#[derive(Debug, Default)]
+pub struct Stats {
+    jobs: AtomicU64,
+    batches: AtomicU64,
+    syncs: AtomicU64,
+    largest: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// A reading of [`Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatsNow {
+    /// Jobs answered, well or not.
+    pub jobs: u64,
+    /// Batches written; `jobs / batches` is the gain of group commit.
+    pub batches: u64,
+    /// Batches written with a sync.
+    pub syncs: u64,
+    /// Most jobs in one batch.
+    pub largest: u64,
+    /// Jobs answered with an error.
+    pub failed: u64,
+}
+
+struct Waiting {
+    job: Job,
+    answer: oneshot::Sender<Result<Outcome, CommitError>>,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// The way to write. Cheap to clone; the owner stops when all clones are gone and the queue is empty.
+#[derive(Clone)]
+pub struct CommitQueue {
+    jobs: mpsc::Sender<Waiting>,
+    bytes: Arc<Semaphore>,
+    max_bytes: usize,
+    stats: Arc<Stats>,
+}
+
+impl CommitQueue {
+    /// Starts the owner of writes. There must be no other for this engine.
+    pub fn start(env: &Env, engine: Arc<dyn Engine>, tables: Tables, config: Config) -> Self {
+        let (jobs, waiting) = mpsc::channel(config.queue.max(1));
+        let max_bytes = config.queue_bytes.clamp(1, u32::MAX as usize >> 4);
+        let stats = Arc::new(Stats::default());
+        let owner = Owner { env: env.clone(), engine, tables, config, stats: stats.clone() };
+        env.spawn("commit", owner.run(waiting));
+        Self { jobs, bytes: Arc::new(Semaphore::new(max_bytes)), max_bytes, stats }
+    }
+
+    /// Queues `job` and waits until it is durable. Once queued it is carried out even if the caller goes away.
+    pub async fn submit(&self, job: Job) -> Result<Outcome, CommitError> {
+        // A job larger than the whole budget takes all of it: it goes alone rather than never.
+        let bytes = job.bytes().clamp(1, self.max_bytes) as u32;
+        let permit = self.bytes.clone().acquire_many_owned(bytes).await.map_err(|_| CommitError::Stopped)?;
+        let (answer, outcome) = oneshot::channel();
+        let waiting = Waiting { job, answer, _bytes: permit };
+        self.jobs.send(waiting).await.map_err(|_| CommitError::Stopped)?;
+        outcome.await.map_err(|_| CommitError::Stopped)?
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> StatsNow {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        StatsNow {
+            jobs: read(&self.stats.jobs),
+            batches: read(&self.stats.batches),
+            syncs: read(&self.stats.syncs),
+            largest: read(&self.stats.largest),
+            failed: read(&self.stats.failed),
+        }
+    }
+}
+
+struct Owner {
+    env: Env,
+    engine: Arc<dyn Engine>,
+    tables: Tables,
+    config: Config,
+    stats: Arc<Stats>,
+}
+
+impl Owner {
+    async fn run(self, mut waiting: mpsc::Receiver<Waiting>) {
+        while let Some(first) = waiting.recv().await {
+            let mut bytes = first.job.bytes();
+            let mut group = vec![first];
+            while group.len() < self.config.batch_jobs && bytes < self.config.batch_bytes {
+                let Ok(next) = waiting.try_recv() else { break };
+                bytes += next.job.bytes();
+                group.push(next);
+            }
+            let writer = Writer {
+                engine: self.engine.clone(),
+                tables: self.tables,
+                fsync: self.config.fsync,
+                now_ms: self.env.wall_millis(),
+                stats: self.stats.clone(),
+            };
+            // Dropped only when the node stops: then the callers' channels close, which tells them.
+            if self.env.run_blocking(move || writer.write(group)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Writes one group; runs where it may block.
+struct Writer {
+    engine: Arc<dyn Engine>,
+    tables: Tables,
+    fsync: bool,
+    now_ms: u64,
+    stats: Arc<Stats>,
+}
+
+impl Writer {
+    fn write(self, group: Vec<Waiting>) {
+        let snapshot = self.engine.snapshot();
+        let mut overlay = Overlay::new(&*snapshot);
+        let mut results = Vec::with_capacity(group.len());
+        let mut callers = Vec::with_capacity(group.len());
+        for Waiting { job, answer, _bytes } in group {
+            results.push(self.apply(&mut overlay, job));
+            callers.push((answer, _bytes));
+        }
+        let written = self.commit(overlay.into_batch());
+        self.stats.jobs.fetch_add(callers.len() as u64, Ordering::Relaxed);
+        self.stats.largest.fetch_max(callers.len() as u64, Ordering::Relaxed);
+        for (result, (answer, _bytes)) in results.into_iter().zip(callers) {
+            // A job that failed by itself wrote nothing, whatever became of the others.
+            let result = match (result, &written) {
+                (Ok(_), Err(e)) => Err(CommitError::Engine(e.clone())),
+                (result, _) => result,
+            };
+            if result.is_err() {
+                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+            }
+            // The caller may have gone away; the write is done all the same.
+            let _ = answer.send(result);
+        }
+    }
+
+    fn apply(&self, overlay: &mut Overlay<'_>, job: Job) -> Result<Outcome, CommitError> {
+        let derived = job.entries.iter().find(|(space, _, _)| is_derived(*space));
+        if let Some((space, _, _)) = derived {
+            return Err(CommitError::Derived(space.name()));
+        }
+        let applied = self.tables.apply(overlay, job.mode, &job.rows, self.now_ms)?;
+        if applied.kept {
+            overlay.extend(job.entries);
+            overlay.keep();
+        }
+        Ok(Outcome { rows: applied.outcomes })
+    }
+
+    /// Nothing new to write still needs a healthy engine: what was found must be durable.
+    fn commit(&self, batch: Batch) -> Result<(), MetaError> {
+        if batch.is_empty() {
+            return if self.engine.is_poisoned() { Err(MetaError::Poisoned) } else { Ok(()) };
+        }
+        self.engine.commit(batch, self.fsync)?;
+        self.stats.batches.fetch_add(1, Ordering::Relaxed);
+        self.stats.syncs.fetch_add(u64::from(self.fsync), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Keyspaces whose entries only `tables` may make.
+fn is_derived(space: Space) -> bool {
+    matches!(space, Space::Table(_) | Space::Detail | Space::Counters | Space::Fingerprint)
+}
