@@ -8,13 +8,13 @@ use crate::body::Body;
 use crate::cluster::Cluster;
 use crate::message::membership::{Exchange, ExchangeReply, PeerInfo};
 use hayloft_common::codec;
+use hayloft_common::config::Peer;
 use hayloft_common::crdt::Crdt as _;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::StagedChanges;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -26,36 +26,12 @@ const EAGER_INTERVAL: Duration = Duration::from_millis(250);
 /// For one exchange.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A peer named in a configuration: `host:port`, or `node-id@host:port`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bootstrap {
-    pub id: Option<NodeId>,
-    pub address: String,
-}
-
-impl FromStr for Bootstrap {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (id, address) = match text.split_once('@') {
-            Some((id, address)) => (Some(id.parse::<NodeId>().map_err(|e| e.to_string())?), address),
-            None => (None, text),
-        };
-        match address.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0) => {
-                Ok(Self { id, address: address.to_owned() })
-            }
-            _ => Err(format!("`{text}` is not a peer: expected host:port or node-id@host:port")),
-        }
-    }
-}
-
 /// See the module's head.
 pub struct Membership {
     cluster: Arc<Cluster>,
     /// What this node says of itself, if it is a storage node.
     me: Option<PeerInfo>,
-    bootstrap: Vec<Bootstrap>,
+    bootstrap: Vec<Peer>,
     peers: Mutex<BTreeMap<NodeId, PeerInfo>>,
     staged: Mutex<StagedChanges>,
     /// How far each storage node's wall clock is ahead of ours, in milliseconds.
@@ -68,11 +44,19 @@ impl Membership {
     pub fn new(
         cluster: Arc<Cluster>,
         me: Option<PeerInfo>,
-        bootstrap: Vec<Bootstrap>,
+        bootstrap: Vec<Peer>,
         staged: StagedChanges,
     ) -> Arc<Self> {
         let peers = me.iter().map(|info| (info.id, info.clone())).collect();
-        Arc::new(Self { cluster, me, bootstrap, peers: Mutex::new(peers), staged: Mutex::new(staged), clocks: Mutex::default(), hurry: Notify::new() })
+        Arc::new(Self {
+            cluster,
+            me,
+            bootstrap,
+            peers: Mutex::new(peers),
+            staged: Mutex::new(staged),
+            clocks: Mutex::default(),
+            hurry: Notify::new(),
+        })
     }
 
     pub fn cluster(&self) -> &Arc<Cluster> {
@@ -150,26 +134,26 @@ impl Membership {
     }
 
     /// Dials a configured address until the node there is known.
-    async fn find(self: Arc<Self>, bootstrap: Bootstrap) {
+    async fn find(self: Arc<Self>, bootstrap: Peer) {
         let mut wait = EAGER_INTERVAL;
         loop {
-            match self.cluster.pool().dial_unknown(&bootstrap.address).await {
+            match self.cluster.pool().dial_unknown(&bootstrap.addr).await {
                 Ok(id) if bootstrap.id.is_none_or(|wanted| wanted == id) => {
                     if self.me.as_ref().is_some_and(|me| me.id == id) {
                         return;
                     }
                     if !self.peers.lock().contains_key(&id) {
-                        self.cluster.pool().set_addresses(id, vec![bootstrap.address.clone()]);
+                        self.cluster.pool().set_addresses(id, vec![bootstrap.addr.clone()]);
                     }
                     if self.exchange_with(id).await {
                         return;
                     }
                 }
                 Ok(id) => tracing::warn!(
-                    address = bootstrap.address, found = %id,
+                    addr = bootstrap.addr, found = %id,
                     "another node than the configured one answers there; correct the peer's id or address"
                 ),
-                Err(error) => tracing::warn!(address = bootstrap.address, %error, "peer not reached, trying on"),
+                Err(error) => tracing::warn!(addr = bootstrap.addr, %error, "peer not reached, trying on"),
             }
             tokio::time::sleep(self.jittered(wait)).await;
             wait = (wait * 2).min(INTERVAL);
@@ -235,19 +219,4 @@ impl Membership {
 
 fn digest(staged: &StagedChanges) -> Vec<u8> {
     Hash::of(&codec::encode(staged)).0.to_vec()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bootstrap_peers_need_a_port_and_may_name_an_id() {
-        assert_eq!("a.example:3901".parse(), Ok(Bootstrap { id: None, address: "a.example:3901".into() }));
-        let id = NodeId([3; 32]);
-        assert_eq!(format!("{id}@[::1]:1").parse(), Ok(Bootstrap { id: Some(id), address: "[::1]:1".into() }));
-        for bad in ["", "host", "host:0", "host:x", ":3901", "xyz@host:1"] {
-            assert!(bad.parse::<Bootstrap>().is_err(), "{bad}");
-        }
-    }
 }

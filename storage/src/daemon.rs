@@ -1,0 +1,291 @@
+//! Builds a storage node from its parts, in order, and stops it in reverse: the only file that knows all.
+//!
+//! [`start`] takes the seams from the caller, so that the simulator runs the same node on a simulated network, clock
+//! and disks; [`run`] gives it the operating system's and waits for the signal to stop.
+
+use crate::blocks::{self, BlockConfig, BlockIndex, BlockStore, DiskConfig, DiskId, Location};
+use crate::commit;
+use crate::disk::{Disk, RealDisk};
+use crate::layout_store::LayoutStore;
+use crate::meta::fjall::{self, FjallEngine};
+use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
+use crate::observe::{self, Observer};
+use crate::serve::{Node, NodeHandler};
+use crate::space::MetadataSpace;
+use anyhow::Context as _;
+use hayloft_common::config::{DataDir, Peer, StorageConfig};
+use hayloft_common::env::Env;
+use hayloft_common::hash::Hash;
+use hayloft_common::layout::{ActiveLayout, ConsistencyMode, Parameters, ZoneRedundancy};
+use hayloft_common::limits::DEFAULT_PARTITION_BITS;
+use hayloft_proto::client::Pool;
+use hayloft_proto::cluster::Cluster;
+use hayloft_proto::hello::{Member, Role, RpcSecret};
+use hayloft_proto::identity::Identity;
+use hayloft_proto::limits::Limits;
+use hayloft_proto::membership::Membership;
+use hayloft_proto::message::membership::PeerInfo;
+use hayloft_proto::secure::Secure;
+use hayloft_proto::secure::tls::TlsSecure;
+use hayloft_proto::server::{self, Server};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The node's key, in its metadata directory.
+const IDENTITY_FILE: &str = "node_key.pem";
+/// For calls that run to finish, when the node stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Between looks at the free space of the disks.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a node is made of: the seams, and the few settings that matter below the configuration file.
+pub struct Parts {
+    pub env: Env,
+    pub secure: Arc<dyn Secure>,
+    pub secret: RpcSecret,
+    pub engine: Arc<dyn Engine>,
+    pub disks: Vec<DiskConfig>,
+    /// Where the metadata lies, to watch its free space. None: not watched.
+    pub metadata_disk: Option<Arc<dyn Disk>>,
+    pub blocks: BlockConfig,
+    pub commit: commit::Config,
+    pub rpc: Limits,
+    pub rpc_bind_addr: String,
+    /// `host:port` for others; the bind address if empty.
+    pub rpc_public_addr: Option<String>,
+    pub bootstrap: Vec<Peer>,
+    pub hostname: String,
+}
+
+/// A running node.
+pub struct Running {
+    pub node: Arc<Node>,
+    server: Server,
+}
+
+impl Running {
+    /// The address that peers reach.
+    pub fn rpc_addr(&self) -> &str {
+        self.server.local_addr()
+    }
+
+    /// Takes no more calls, lets those that run finish, for a bounded time.
+    pub async fn stop(self) {
+        self.server.stop(STOP_GRACE).await;
+    }
+}
+
+/// The block index in the metadata engine.
+struct EngineIndex(Arc<dyn Engine>);
+
+impl BlockIndex for EngineIndex {
+    fn get(&self, hash: &Hash) -> Option<Location> {
+        let entry = self.0.get(Space::BlockIndex, hash.as_bytes()).ok()??;
+        Location::decode(&entry).ok()
+    }
+
+    fn for_each(&self, visit: &mut dyn FnMut(Hash, Location)) {
+        let scanned =
+            self.0.scan(Space::BlockIndex, &KeyRange::all(), Direction::Forward, &mut |key, value| {
+                match (<[u8; 32]>::try_from(&key[..]), Location::decode(value)) {
+                    (Ok(hash), Ok(location)) => visit(Hash(hash), location),
+                    _ => tracing::error!(
+                        key = hex::encode(key),
+                        "a block index entry is damaged and is left out"
+                    ),
+                }
+                Step::Next
+            });
+        if let Err(error) = scanned {
+            tracing::error!(%error, "the block index could not be counted; disk usage will look too small");
+        }
+    }
+}
+
+/// Starts a node. Must be called on a tokio runtime; may block for as long as it takes to open the disks.
+pub async fn start(parts: Parts) -> anyhow::Result<Running> {
+    let (env, engine) = (parts.env.clone(), parts.engine.clone());
+    let (secure, secret) = (parts.secure.clone(), parts.secret.clone());
+    let id = secure.local_id();
+    let cluster_id = secret.cluster_id();
+    meta::format::claim(&*engine, &meta::Identity { cluster: cluster_id, node: id })?;
+
+    let disks = remember_disks(&*engine, parts.disks)?;
+    let identity = blocks::Identity { cluster: cluster_id, node: id };
+    let index = EngineIndex(engine.clone());
+    let names: Vec<String> = disks.iter().map(|disk| disk.disk.name()).collect();
+    let blocks = BlockStore::open(disks, identity, parts.blocks, env.clone(), &index)?;
+    keep_disks(&*engine, &blocks.stats().await?, &names)?;
+
+    let parameters = Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::Maximum };
+    let empty = ActiveLayout::empty(parameters, DEFAULT_PARTITION_BITS);
+    let layout_store = Arc::new(LayoutStore::open(env.clone(), engine.clone(), empty)?);
+    let (layout, staged) = layout_store.kept().await;
+
+    let member = Member::new(secret.clone(), Role::Storage);
+    let pool = Arc::new(Pool::new(env.clone(), secure.clone(), member.clone(), parts.rpc.clone()));
+    let mode = ConsistencyMode::Consistent;
+    let cluster = Cluster::new(env.clone(), pool.clone(), None, mode, layout, layout_store.clone());
+
+    let listener = env
+        .net
+        .listen(&parts.rpc_bind_addr)
+        .await
+        .with_context(|| format!("cannot listen on {} (rpc_bind_addr)", parts.rpc_bind_addr))?;
+    let address = parts.rpc_public_addr.clone().unwrap_or_else(|| listener.local_addr());
+    let me = PeerInfo {
+        id,
+        addresses: vec![address],
+        hostname: parts.hostname,
+        program: env!("CARGO_PKG_VERSION").into(),
+        incarnation: next_incarnation(&*engine)?,
+    };
+    let membership = Membership::new(cluster.clone(), Some(me), parts.bootstrap, staged);
+    let node = Arc::new(Node {
+        started: env.now(),
+        metadata_space: MetadataSpace::new(parts.metadata_disk),
+        env: env.clone(),
+        id,
+        engine,
+        blocks,
+        cluster,
+        membership: membership.clone(),
+        layout_store,
+        commit_config: parts.commit,
+        plane: std::sync::OnceLock::new(),
+        repairing: parking_lot::Mutex::default(),
+    });
+    let handler = Arc::new(NodeHandler(node.clone()));
+    pool.set_local(handler.clone());
+    let server = server::serve(env.clone(), listener, secure.clone(), member, handler, parts.rpc);
+    watch_space(&node);
+    membership.start();
+    Ok(Running { node, server })
+}
+
+/// Looks at the free space of all disks every few seconds.
+fn watch_space(node: &Arc<Node>) {
+    let node = node.clone();
+    let env = node.env.clone();
+    env.spawn("disk space", async move {
+        loop {
+            node.metadata_space.refresh(&node.env).await;
+            if let Err(error) = node.blocks.refresh().await {
+                tracing::warn!(%error, "the free space of the data disks could not be read");
+            }
+            tokio::time::sleep(REFRESH_INTERVAL).await;
+        }
+    });
+}
+
+fn disk_key(name: &str) -> Vec<u8> {
+    [b"disk:", name.as_bytes()].concat()
+}
+
+/// Says of each disk which one this node knew under that name, so that an unmounted disk is not taken for a new one.
+fn remember_disks(engine: &dyn Engine, mut disks: Vec<DiskConfig>) -> Result<Vec<DiskConfig>, MetaError> {
+    for disk in &mut disks {
+        let known = engine.get(Space::Node, &disk_key(&disk.disk.name()))?;
+        disk.known_as = known.and_then(|id| id[..].try_into().ok()).map(|id| DiskId(u32::from_le_bytes(id)));
+    }
+    Ok(disks)
+}
+
+fn keep_disks(engine: &dyn Engine, stats: &[blocks::DiskStats], names: &[String]) -> Result<(), MetaError> {
+    let mut batch = Batch::new();
+    for disk in stats {
+        if let (Some(id), true) = (disk.id, names.contains(&disk.path)) {
+            let key = disk_key(&disk.path);
+            if engine.get(Space::Node, &key)?.as_deref() != Some(&id.0.to_le_bytes()[..]) {
+                batch.put(Space::Node, key, id.0.to_le_bytes().to_vec());
+            }
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { engine.commit(batch, true) }
+}
+
+/// A number that rises at every start, whatever the clock says.
+fn next_incarnation(engine: &dyn Engine) -> Result<u64, MetaError> {
+    const KEY: &[u8] = b"incarnation";
+    let last = engine
+        .get(Space::Node, KEY)?
+        .and_then(|bytes| bytes[..].try_into().ok())
+        .map_or(0, u64::from_le_bytes);
+    let mut batch = Batch::new();
+    batch.put(Space::Node, KEY, (last + 1).to_le_bytes().to_vec());
+    engine.commit(batch, true)?;
+    Ok(last + 1)
+}
+
+/// The node's key, made at the first start.
+pub fn identity(config: &StorageConfig) -> anyhow::Result<Identity> {
+    let dir = &config.metadata_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create metadata_dir {}", dir.display()))?;
+    Ok(Identity::load_or_create(&dir.join(IDENTITY_FILE))?)
+}
+
+fn disk_configs(dirs: &[DataDir]) -> Vec<DiskConfig> {
+    let disk = |dir: &DataDir| DiskConfig {
+        capacity: dir.capacity,
+        read_only: dir.read_only,
+        ..DiskConfig::path(&dir.path)
+    };
+    dirs.iter().map(disk).collect()
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn open_engine(config: &StorageConfig, identity: &meta::Identity) -> Result<FjallEngine, MetaError> {
+    let mut fjall = fjall::Config::new(config.metadata_dir.join("db"));
+    fjall.cache_bytes = config.meta_cache_size;
+    FjallEngine::open(&fjall, identity)
+}
+
+/// Runs a storage node as its configuration says, until `stop` is ready.
+pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let key = identity(config)?;
+    let secret = RpcSecret::new(*config.rpc_secret().as_bytes());
+    let claim = meta::Identity { cluster: secret.cluster_id(), node: key.id() };
+    let engine = open_engine(config, &claim)?;
+    let parts = Parts {
+        secure: Arc::new(TlsSecure::new(&key)?),
+        secret,
+        engine: Arc::new(engine),
+        disks: disk_configs(&config.data_dir),
+        metadata_disk: Some(Arc::new(RealDisk::new(&config.metadata_dir))),
+        blocks: BlockConfig { data_fsync: config.data_fsync, ..BlockConfig::default() },
+        commit: commit::Config { fsync: config.metadata_fsync, ..commit::Config::default() },
+        rpc: Limits::default(),
+        rpc_bind_addr: config.rpc_bind_addr.clone(),
+        rpc_public_addr: config.rpc_public_addr.clone(),
+        bootstrap: config.bootstrap_peers.clone(),
+        hostname: hostname(),
+        env: env.clone(),
+    };
+    let running = start(parts).await?;
+    if let Some(addr) = &config.admin.api_bind_addr {
+        let listener = env.net.listen(addr).await;
+        let listener = listener.with_context(|| format!("cannot listen on {addr} (admin.api_bind_addr)"))?;
+        let observer = Observer::new(running.node.clone(), config)?;
+        env.spawn("admin port", observe::serve(Arc::new(observer), listener));
+    }
+    tracing::info!(node = %key.id(), rpc = running.rpc_addr(), "storage node is up");
+    stop.await;
+    tracing::info!("stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// Ready at SIGTERM or Ctrl-C.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    // Biased: both mean the same.
+    tokio::select! { biased;
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
+}

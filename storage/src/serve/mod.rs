@@ -1,0 +1,182 @@
+//! What a storage node answers: one match from message number to function.
+//!
+//! Every data request is checked against the layout before anything is read or written (design §3): an epoch
+//! older than this node's is refused with the layout attached, so that a stale gateway corrects itself; a newer
+//! one is refused as not ready, and the newer layout is fetched; a partition that is not ours is refused.
+
+mod block;
+mod membership;
+mod table;
+
+use crate::blocks::BlockStore;
+use crate::commit::{CommitError, CommitQueue};
+use crate::layout_store::LayoutStore;
+use crate::meta::{Engine, MetaError};
+use crate::space::MetadataSpace;
+use crate::tables::{Tables, TablesError};
+use async_trait::async_trait;
+use bytes::Bytes;
+use hayloft_common::codec;
+use hayloft_common::env::Env;
+use hayloft_common::hash::Hash;
+use hayloft_common::id::NodeId;
+use hayloft_proto::body::Body;
+use hayloft_proto::cluster::Cluster;
+use hayloft_proto::error::{RemoteCode, RpcError};
+use hayloft_proto::membership::Membership;
+use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReportBlock};
+use hayloft_proto::message::membership::{
+    AcceptLayout, Exchange, LearnLayout, PrepareLayout, ReadInventory, ReadStatus, StageChanges,
+};
+use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
+use hayloft_proto::message::{self, Head, Message};
+use hayloft_proto::server::{Handler, Incoming};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// What exists once the number of partitions is known, that is with the first layout.
+pub struct DataPlane {
+    pub tables: Tables,
+    pub commit: CommitQueue,
+}
+
+/// A storage node: all that its handlers need.
+pub struct Node {
+    pub env: Env,
+    pub id: NodeId,
+    pub engine: Arc<dyn Engine>,
+    pub blocks: BlockStore,
+    pub cluster: Arc<Cluster>,
+    pub membership: Arc<Membership>,
+    pub layout_store: Arc<LayoutStore>,
+    pub metadata_space: MetadataSpace,
+    pub started: Duration,
+    pub commit_config: crate::commit::Config,
+    pub plane: OnceLock<DataPlane>,
+    /// Blocks being fetched again.
+    pub repairing: parking_lot::Mutex<std::collections::BTreeSet<Hash>>,
+}
+
+/// A handler's answer: the encoded reply and its body.
+type Answer = Result<(Bytes, Body), RpcError>;
+
+impl Node {
+    /// The tables, once there is a layout.
+    pub fn plane(&self) -> Result<&DataPlane, RpcError> {
+        let layout = self.cluster.layout();
+        if layout.is_empty() {
+            return Err(RpcError::remote(RemoteCode::NotReady, "this node knows of no layout yet"));
+        }
+        Ok(self.plane.get_or_init(|| {
+            let tables = Tables::new(layout.current.bits);
+            let commit =
+                CommitQueue::start(&self.env, self.engine.clone(), tables, self.commit_config.clone());
+            DataPlane { tables, commit }
+        }))
+    }
+
+    /// Refuses a data request that was made under another epoch.
+    fn check_epoch(&self, epoch: u64) -> Result<(), RpcError> {
+        let layout = self.cluster.layout();
+        if epoch < layout.epoch {
+            return Err(RpcError::StaleEpoch { layout: codec::encode(&*layout).into() });
+        }
+        if epoch > layout.epoch {
+            self.membership.hurry();
+            let text = format!("this node is at layout epoch {}, the request at {epoch}", layout.epoch);
+            return Err(RpcError::remote(RemoteCode::NotReady, text));
+        }
+        Ok(())
+    }
+
+    /// Refuses what is placed on other nodes.
+    fn check_place(&self, place: &Hash) -> Result<(), RpcError> {
+        let layout = self.cluster.layout();
+        if layout.holds(self.id, layout.partition_of(place)) {
+            return Ok(());
+        }
+        Err(RpcError::remote(RemoteCode::NotReady, "this node does not hold that partition"))
+    }
+
+    async fn dispatch(self: Arc<Self>, call: Incoming) -> Answer {
+        match call.method {
+            WriteRows::METHOD => self.write_rows(self.read(&call)?).await,
+            ReadRow::METHOD => self.read_row(self.read(&call)?).await,
+            ReadRange::METHOD => self.read_range(self.read(&call)?).await,
+            ListKeys::METHOD => self.list_keys(self.read(&call)?).await,
+            ReadCounters::METHOD => self.read_counters(self.read(&call)?).await,
+            PutBlock::METHOD => self.put_block(self.read(&call)?, call.body).await,
+            ReferBlocks::METHOD => self.refer_blocks(self.read(&call)?).await,
+            GetBlock::METHOD => self.get_block(self.read(&call)?).await,
+            ReportBlock::METHOD => self.report_block(self.read(&call)?).await,
+            Exchange::METHOD => self.exchange(self.read(&call)?),
+            StageChanges::METHOD => self.stage_changes(self.read(&call)?).await,
+            PrepareLayout::METHOD => self.prepare_layout(self.read(&call)?).await,
+            AcceptLayout::METHOD => self.accept_layout(self.read(&call)?).await,
+            LearnLayout::METHOD => self.learn_layout(self.read(&call)?).await,
+            ReadInventory::METHOD => self.inventory(self.read(&call)?).await,
+            ReadStatus::METHOD => self.status(self.read(&call)?).await,
+            other => Err(RpcError::remote(RemoteCode::Unsupported, format!("no message has number {other}"))),
+        }
+    }
+
+    /// Reads a request and checks its epoch, if its kind asks for that.
+    fn read<M: Message>(&self, call: &Incoming) -> Result<M, RpcError> {
+        let Head { epoch, message } = message::decode_request::<M>(&call.head)?;
+        if M::CHECKS_EPOCH {
+            self.check_epoch(epoch)?;
+        }
+        Ok(message)
+    }
+
+    /// Reads the engine where it may block.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, RpcError> + Send + 'static,
+    ) -> Result<T, RpcError> {
+        let this = self.clone();
+        let done = self.env.run_blocking(move || work(&this)).await;
+        done.map_err(|_| RpcError::remote(RemoteCode::ShuttingDown, "the node is stopping"))?
+    }
+}
+
+/// Answers with an encoded reply and no body.
+fn reply<T: serde::Serialize>(value: &T) -> Answer {
+    Ok((message::encode(value), Body::empty()))
+}
+
+/// The node behind the transport.
+pub struct NodeHandler(pub Arc<Node>);
+
+#[async_trait]
+impl Handler for NodeHandler {
+    async fn handle(&self, call: Incoming) -> Answer {
+        self.0.clone().dispatch(call).await
+    }
+}
+
+/// How the metadata engine's failures look to a peer.
+pub fn meta_error(error: &MetaError) -> RpcError {
+    RpcError::remote(RemoteCode::Io, error.to_string())
+}
+
+/// How failed reads of rows look to a peer.
+pub fn tables_error(error: &TablesError) -> RpcError {
+    match error {
+        TablesError::Row(_) | TablesError::TooLarge { .. } => RpcError::bad_request(error.to_string()),
+        TablesError::Damaged { .. } | TablesError::DamagedEntry { .. } => {
+            RpcError::remote(RemoteCode::Corrupt, error.to_string())
+        }
+        TablesError::Meta(error) => meta_error(error),
+    }
+}
+
+/// How failed writes look to a peer.
+pub fn commit_error(error: &CommitError) -> RpcError {
+    match error {
+        CommitError::Tables(error) => tables_error(error),
+        CommitError::Engine(error) => meta_error(error),
+        CommitError::Derived(_) => RpcError::internal(error.to_string()),
+        CommitError::Stopped => RpcError::remote(RemoteCode::ShuttingDown, error.to_string()),
+    }
+}
