@@ -292,7 +292,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_flipped_bit_of_a_record_is_noticed(payload in prop::collection::vec(any::<u8>(), 0..200), at in any::<prop::sample::Index>()) {
+        fn every_flipped_bit_of_a_record_is_noticed(
+            payload in prop::collection::vec(any::<u8>(), 0..200), at in any::<prop::sample::Index>(),
+        ) {
             let hash = Hash::of(&payload);
             let mut bytes = RecordHeader::new(hash, DiskId(1), Place::Plain, &payload).encode().to_vec();
             bytes.extend_from_slice(&payload);

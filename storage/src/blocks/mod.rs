@@ -279,7 +279,7 @@ impl BlockStore {
 
     /// Frees a block. Its index entry must be gone, durably, and no other entry may name the same place
     /// (see [`Location::same_place`]). Not durable itself: after a crash the bytes may be back, without
-    /// an entry. A block that is not there is no error.
+    /// an entry. A block that is not there is no error. Once for each location: packed blocks are counted.
     pub async fn delete(&self, hash: &Hash, location: &Location) -> Result<(), BlockError> {
         let volume = self.volume(location)?;
         let (hash, location) = (*hash, *location);

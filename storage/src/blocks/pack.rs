@@ -187,7 +187,7 @@ fn write_and_sync(
 }
 
 /// Whether a file starts with the header of this segment.
-pub(super) fn read_header(file: &dyn DiskFile, node: NodeId, disk: DiskId, segment: u32) -> io::Result<bool> {
+fn read_header(file: &dyn DiskFile, node: NodeId, disk: DiskId, segment: u32) -> io::Result<bool> {
     let mut bytes = [0; HEADER];
     let len = file.read_at(&mut bytes, 0)?;
     Ok(SegmentHeader::decode(&bytes[..len]) == Ok(SegmentHeader { node, disk, segment }))

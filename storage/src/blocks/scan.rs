@@ -137,7 +137,7 @@ impl Scan {
     }
 
     fn directory(&mut self, volume: &Arc<Volume>, dir: &str) -> io::Result<()> {
-        if volume.health().takes_writes() {
+        if volume.health().takes_deletions() {
             // What only a killed process renamed is visible now, and must not vanish once found.
             volume.disk.sync_dir(dir)?;
         }

@@ -8,7 +8,7 @@ use super::format::{BLOCKS, FormatError, HEADER, check_record, plain_path, segme
 use super::health::{Event, Health, Monitor};
 use super::index::{DiskId, Location, Place};
 use super::marker::{self, Identity, MarkError};
-use super::pack::{PackQueue, PackWriter, Pending, list_segments, read_header};
+use super::pack::{PackQueue, PackWriter, Pending, list_segments};
 use super::plain::{PlainWriter, WriteError, clear_tmp};
 use super::usage::Usage;
 use crate::disk::{Access, Disk, DiskFile, Space};
@@ -35,7 +35,6 @@ pub(super) struct Volume {
     pub(super) name: String,
     /// Capacity in bytes: the share of new blocks this disk gets.
     pub(super) weight: u64,
-    pub(super) identity: Identity,
     capacity: Option<u64>,
     config: Arc<BlockConfig>,
     monitor: Mutex<Monitor>,
@@ -88,7 +87,6 @@ impl Volume {
             id,
             name,
             weight: capacity.unwrap_or(total),
-            identity,
             capacity,
             monitor: Mutex::new(monitor),
             usage: Mutex::new(usage),
@@ -285,24 +283,22 @@ impl Volume {
     }
 
     fn read_packed(&self, location: &Location, segment: u32, offset: u32) -> io::Result<Vec<u8>> {
-        let Some(file) = self.segment(segment)? else { return Ok(Vec::new()) };
+        let file = self.segment(segment)?;
         let mut bytes = vec![0; HEADER + location.len as usize];
         let read = file.read_at(&mut bytes, u64::from(offset))?;
         bytes.truncate(read);
         Ok(bytes)
     }
 
-    /// The open segment, `None` if it does not start with its own header.
-    pub(super) fn segment(&self, segment: u32) -> io::Result<Option<Arc<dyn DiskFile>>> {
+    /// The open segment. Its header is not asked: each record says where it belongs, so a damaged segment
+    /// header costs no block.
+    fn segment(&self, segment: u32) -> io::Result<Arc<dyn DiskFile>> {
         if let Some(file) = self.segments.lock().get(&segment) {
-            return Ok(Some(file.clone()));
+            return Ok(file.clone());
         }
         let file = self.disk.open(&segment_path(segment), Access::Read)?;
-        if !read_header(&*file, self.identity.node, self.id, segment)? {
-            return Ok(None);
-        }
         self.segments.lock().put(segment, file.clone());
-        Ok(Some(file))
+        Ok(file)
     }
 
     /// Frees a block whose index entry is gone.

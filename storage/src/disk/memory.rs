@@ -4,7 +4,9 @@
 //! - a **crash** ([`MemoryDisk::crash`], or after a chosen number of operations): what was synced stays;
 //!   of what was not, each 4 KiB page of each write survives or not on its own, the last surviving page
 //!   may be torn anywhere, the length may be kept while bytes in it are lost (they read as zeros), and
-//!   each directory entry that was not synced is either the old one or the new one;
+//!   each directory entry that was not synced is either the old one or the new one
+//!   ([`MemoryDisk::lose_power`]: nothing unsynced survives);
+//! - a **kill** of the process ([`MemoryDisk::kill`]): all stays visible, but no more durable than before;
 //! - **failed syncs**: an error, after which the pending writes can no longer be made durable, though
 //!   they still read back until the crash (as Linux does);
 //! - **bit rot**, truncation and loss of files at rest, by call;
@@ -15,58 +17,13 @@
 //!
 //! Everything random is drawn from seeds given by the caller.
 
+mod model;
+
 use super::{Access, Disk, DiskFile, Entry, Space};
+use model::{Change, Dice, Inode, Node, State, children, fault, not_found, parent};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-
-const PAGE: usize = 4096;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Node {
-    Dir,
-    File(u64),
-}
-
-enum Change {
-    Write { offset: usize, bytes: Vec<u8> },
-    Truncate(usize),
-}
-
-#[derive(Default)]
-struct Inode {
-    durable: Vec<u8>,
-    current: Vec<u8>,
-    /// Changes since the last sync, oldest first.
-    pending: Vec<Change>,
-    /// Pending writes before this one were there when a sync failed: no sync makes them durable.
-    doomed: usize,
-}
-
-#[derive(Default)]
-struct Faults {
-    failing_syncs: u64,
-    failing_reads: bool,
-    failing_writes: bool,
-    read_only: bool,
-    crash_after: Option<u64>,
-}
-
-struct State {
-    /// Directory entries as seen now, and as they would be after a crash.
-    current: BTreeMap<String, Node>,
-    durable: BTreeMap<String, Node>,
-    inodes: BTreeMap<u64, Inode>,
-    next_inode: u64,
-    /// Counts restarts; handles of an earlier run are dead.
-    run: u64,
-    crashed: bool,
-    capacity: u64,
-    faults: Faults,
-    operations: u64,
-    syncs: u64,
-}
 
 /// A simulated data directory. Clones share it.
 #[derive(Clone)]
@@ -80,215 +37,36 @@ struct MemoryFile {
     inode: u64,
     run: u64,
     writable: bool,
-}
-
-/// splitmix64: small, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
-
-fn fault(kind: ErrorKind, what: &str) -> io::Error {
-    io::Error::new(kind, format!("simulated fault: {what}"))
-}
-
-fn not_found(path: &str) -> io::Error {
-    io::Error::new(ErrorKind::NotFound, format!("no such file or directory: {path}"))
-}
-
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(dir, _)| dir)
-}
-
-impl State {
-    /// Counts an operation and lets the planned crash happen.
-    fn step(&mut self) -> io::Result<()> {
-        if let Some(left) = &mut self.faults.crash_after {
-            if *left == 0 {
-                self.crashed = true;
-            } else {
-                *left -= 1;
-            }
-        }
-        if self.crashed {
-            return Err(fault(ErrorKind::Other, "the machine has crashed"));
-        }
-        self.operations += 1;
-        Ok(())
-    }
-
-    /// As `step`, for operations that change something.
-    fn change(&mut self) -> io::Result<()> {
-        self.step()?;
-        if self.faults.read_only {
-            return Err(fault(ErrorKind::ReadOnlyFilesystem, "read-only file system"));
-        }
-        if self.faults.failing_writes {
-            return Err(fault(ErrorKind::Other, "write error"));
-        }
-        Ok(())
-    }
-
-    fn need_dir(&self, dir: &str) -> io::Result<()> {
-        match self.current.get(dir) {
-            _ if dir.is_empty() => Ok(()),
-            Some(Node::Dir) => Ok(()),
-            Some(Node::File(_)) => Err(io::Error::new(ErrorKind::NotADirectory, dir.to_owned())),
-            None => Err(not_found(dir)),
-        }
-    }
-
-    fn used(&self) -> u64 {
-        self.inodes.values().map(|inode| inode.current.len() as u64).sum()
-    }
-
-    fn file(&mut self, path: &str) -> Option<&mut Inode> {
-        match self.current.get(path) {
-            Some(&Node::File(id)) => self.inodes.get_mut(&id),
-            _ => None,
-        }
-    }
-
-    /// Forgets files that no entry names.
-    fn collect(&mut self) {
-        let named: BTreeSet<u64> = self
-            .current
-            .values()
-            .chain(self.durable.values())
-            .filter_map(|node| match node {
-                Node::File(id) => Some(*id),
-                Node::Dir => None,
-            })
-            .collect();
-        self.inodes.retain(|id, _| named.contains(id));
-    }
-
-    fn crash(&mut self, dice: &mut Dice) {
-        // Half of the crashes are mixed; a quarter lose all that was not synced, a quarter nothing.
-        let mode = dice.below(4);
-        let keep = |dice: &mut Dice| match mode {
-            0 => false,
-            1 => true,
-            _ => dice.below(2) == 0,
-        };
-        let paths: BTreeSet<String> = self.current.keys().chain(self.durable.keys()).cloned().collect();
-        for path in paths {
-            let (old, new) = (self.durable.get(&path).copied(), self.current.get(&path).copied());
-            if old != new {
-                match if keep(dice) { new } else { old } {
-                    Some(node) => drop(self.durable.insert(path, node)),
-                    None => drop(self.durable.remove(&path)),
-                }
-            }
-        }
-        // An entry below a directory that did not survive is gone with it.
-        let dirs: BTreeSet<String> =
-            self.durable.iter().filter(|(_, n)| **n == Node::Dir).map(|(p, _)| p.clone()).collect();
-        self.durable.retain(|path, _| parent(path).is_empty() || dirs.contains(parent(path)));
-        self.current = self.durable.clone();
-        self.collect();
-        for inode in self.inodes.values_mut() {
-            inode.crash(&keep, dice);
-        }
-        self.run += 1;
-        self.crashed = false;
-        self.faults.crash_after = None;
-    }
-}
-
-impl Inode {
-    fn write(bytes: &mut Vec<u8>, offset: usize, new: &[u8]) {
-        let end = offset + new.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[offset..end].copy_from_slice(new);
-    }
-
-    fn sync(&mut self) {
-        let kept = self.pending.drain(..).skip(self.doomed);
-        for change in kept {
-            match change {
-                Change::Write { offset, bytes } => Self::write(&mut self.durable, offset, &bytes),
-                Change::Truncate(len) => self.durable.resize(len, 0),
-            }
-        }
-        self.doomed = 0;
-    }
-
-    fn crash(&mut self, keep: &dyn Fn(&mut Dice) -> bool, dice: &mut Dice) {
-        for change in self.pending.drain(..) {
-            match change {
-                Change::Truncate(len) => {
-                    if keep(dice) {
-                        self.durable.resize(len, 0);
-                    }
-                }
-                Change::Write { offset, bytes } => {
-                    if dice.below(4) == 0 && self.durable.len() < offset + bytes.len() && keep(dice) {
-                        self.durable.resize(offset + bytes.len(), 0);
-                    }
-                    let mut at = 0;
-                    let mut last = None;
-                    while at < bytes.len() {
-                        let len = (PAGE - (offset + at) % PAGE).min(bytes.len() - at);
-                        if keep(dice) {
-                            last = Some((at, len));
-                            Self::write(&mut self.durable, offset + at, &bytes[at..at + len]);
-                        }
-                        at += len;
-                    }
-                    if let Some((at, len)) = last.filter(|_| dice.below(3) == 0) {
-                        // The end of the last surviving page did not make it.
-                        let cut = offset + at + dice.below(len);
-                        self.durable[cut..offset + at + len].fill(0);
-                        if self.durable.len() == offset + at + len {
-                            self.durable.truncate(cut);
-                        }
-                    }
-                }
-            }
-        }
-        self.doomed = 0;
-        self.current = self.durable.clone();
-    }
+    _open: Arc<()>,
 }
 
 impl MemoryDisk {
     /// An empty disk of 1 TiB, called `name` in messages.
     pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            state: Arc::new(Mutex::new(State {
-                current: BTreeMap::new(),
-                durable: BTreeMap::new(),
-                inodes: BTreeMap::new(),
-                next_inode: 1,
-                run: 0,
-                crashed: false,
-                capacity: 1 << 40,
-                faults: Faults::default(),
-                operations: 0,
-                syncs: 0,
-            })),
-        }
+        Self { name: name.into(), state: Arc::new(Mutex::new(State::new(1 << 40))) }
     }
 
     /// Crashes the machine now and starts it again: unsynced changes survive as `seed` decides, handles
     /// opened before are dead. Other faults stay as they are.
     pub fn crash(&self, seed: u64) {
-        self.state.lock().crash(&mut Dice(seed));
+        let mut dice = Dice(seed);
+        // Half of the crashes are mixed; a quarter lose all that was not synced, a quarter nothing.
+        let mode = dice.below(4);
+        self.state.lock().crash(mode, &mut dice);
+    }
+
+    /// A crash that loses all that was not synced.
+    pub fn lose_power(&self) {
+        self.state.lock().crash(0, &mut Dice(0));
+    }
+
+    /// Kills the process and not the machine: handles are dead, unsynced changes stay visible and
+    /// unsynced, a planned crash is over.
+    pub fn kill(&self) {
+        let mut state = self.state.lock();
+        state.run += 1;
+        state.crashed = false;
+        state.faults.crash_after = None;
     }
 
     /// Lets `operations` more operations succeed, then fails all until [`MemoryDisk::crash`] is called.
@@ -319,6 +97,12 @@ impl MemoryDisk {
     /// From now on the file system is read-only, or not.
     pub fn set_read_only(&self, read_only: bool) {
         self.state.lock().faults.read_only = read_only;
+    }
+
+    fn handle(&self, state: &State, inode: u64, writable: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let open = state.inodes.get(&inode).ok_or_else(|| not_found("a removed file"))?.open.clone();
+        let run = state.run;
+        Ok(Arc::new(MemoryFile { state: self.state.clone(), inode, run, writable, _open: open }))
     }
 
     /// Total bytes the disk can hold.
@@ -397,9 +181,7 @@ impl Disk for MemoryDisk {
             return Err(fault(ErrorKind::ReadOnlyFilesystem, "read-only file system"));
         }
         match state.current.get(path) {
-            Some(&Node::File(inode)) => {
-                Ok(Arc::new(MemoryFile { state: self.state.clone(), inode, run: state.run, writable }))
-            }
+            Some(&Node::File(inode)) => self.handle(&state, inode, writable),
             Some(Node::Dir) => Err(io::Error::new(ErrorKind::IsADirectory, path.to_owned())),
             None => Err(not_found(path)),
         }
@@ -416,7 +198,7 @@ impl Disk for MemoryDisk {
         state.next_inode += 1;
         state.inodes.insert(inode, Inode::default());
         state.current.insert(path.to_owned(), Node::File(inode));
-        Ok(Arc::new(MemoryFile { state: self.state.clone(), inode, run: state.run, writable: true }))
+        self.handle(&state, inode, true)
     }
 
     fn create_dir(&self, path: &str) -> io::Result<bool> {
@@ -473,10 +255,7 @@ impl Disk for MemoryDisk {
             return Err(fault(ErrorKind::Other, "read error"));
         }
         state.need_dir(dir)?;
-        let mut entries: Vec<Entry> = state
-            .current
-            .iter()
-            .filter(|(path, _)| parent(path) == dir)
+        let mut entries: Vec<Entry> = children(&state.current, dir)
             .map(|(path, node)| Entry {
                 name: path.rsplit('/').next().unwrap_or(path).to_owned(),
                 is_dir: *node == Node::Dir,
@@ -496,11 +275,19 @@ impl Disk for MemoryDisk {
             return Err(fault(ErrorKind::Other, "sync failed"));
         }
         let State { current, durable, .. } = &mut *state;
-        durable.retain(|path, _| parent(path) != dir || current.contains_key(path));
-        for (path, node) in current.iter().filter(|(path, _)| parent(path) == dir) {
+        let gone: Vec<String> = children(durable, dir)
+            .filter(|(path, _)| !current.contains_key(*path))
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in &gone {
+            durable.remove(path);
+        }
+        for (path, node) in children(current, dir) {
             durable.insert(path.clone(), *node);
         }
-        state.collect();
+        if !gone.is_empty() {
+            state.collect();
+        }
         Ok(())
     }
 
@@ -522,7 +309,6 @@ impl MemoryFile {
         if state.run != self.run {
             return Err(fault(ErrorKind::Other, "the file was opened before the crash"));
         }
-        // A removed file stays usable through its handles on a real disk; here nobody needs that.
         state.inodes.get_mut(&self.inode).ok_or_else(|| not_found("a removed file"))
     }
 
