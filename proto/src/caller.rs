@@ -57,11 +57,6 @@ impl Line {
         !self.state.closed.load(Ordering::Acquire)
     }
 
-    /// The limits the peer set in its greeting.
-    pub(crate) fn agreed(&self) -> &Agreed {
-        &self.agreed
-    }
-
     /// Sends a call and waits for its answer; the deadline is the caller's to keep. `measured`: its
     /// duration counts as the peer's latency.
     pub(crate) async fn call(

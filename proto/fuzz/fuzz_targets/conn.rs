@@ -1,0 +1,4 @@
+//! Feeds arbitrary bytes to `hayloft_proto::fuzzing::conn`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hayloft_proto::fuzzing::conn(bytes));
