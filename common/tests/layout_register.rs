@@ -62,6 +62,9 @@ struct Scene {
     memberships: Vec<Vec<usize>>,
     start: ActiveLayout,
     nodes: usize,
+    /// Nobody learns what was decided: the walk stays at the first epoch, where proposals that share no
+    /// node may both win.
+    first_only: bool,
 }
 
 struct World<'a> {
@@ -73,7 +76,7 @@ struct World<'a> {
     attempts: Vec<Option<Proposer>>,
     wire: Vec<Message>,
     /// What was committed for each epoch.
-    decided: BTreeMap<u64, ActiveLayout>,
+    decided: BTreeMap<u64, Vec<ActiveLayout>>,
     /// Who accepted what at which ballot, ever.
     accepts: BTreeMap<(u64, Ballot), (ActiveLayout, BTreeSet<usize>)>,
     lost_races: usize,
@@ -95,8 +98,15 @@ impl<'a> World<'a> {
     }
 
     fn record(&mut self, layout: &ActiveLayout) {
-        let first = self.decided.entry(layout.epoch).or_insert_with(|| layout.clone());
-        assert_eq!(first, layout, "two layouts are committed for epoch {}", layout.epoch);
+        let known = self.decided.entry(layout.epoch).or_default();
+        if known.contains(layout) {
+            return;
+        }
+        for other in known.iter() {
+            let shared = other.storage_nodes().iter().any(|n| layout.current.nodes.contains(n));
+            assert!(self.scene.first_only && !shared, "two layouts are committed for epoch {}", layout.epoch);
+        }
+        known.push(layout.clone());
     }
 
     fn step(&mut self) {
@@ -187,11 +197,14 @@ impl<'a> World<'a> {
             Step::Done { layout, won } => {
                 self.record(&layout);
                 self.lost_races += usize::from(!won);
+                self.attempts[who] = None;
+                if self.scene.first_only {
+                    return;
+                }
                 for to in 0..self.scene.nodes {
                     self.wire.push(Message::Learn { to, layout: layout.clone() });
                 }
                 self.views[who] = layout;
-                self.attempts[who] = None;
             }
         }
     }
@@ -266,7 +279,8 @@ fn started(nodes: &[usize]) -> ActiveLayout {
 
 #[test]
 fn two_operators_never_commit_two_layouts_for_one_epoch() {
-    let scene = Scene { memberships: vec![vec![0, 1, 2]], start: started(&[0, 1, 2]), nodes: 3 };
+    let scene =
+        Scene { memberships: vec![vec![0, 1, 2]], start: started(&[0, 1, 2]), nodes: 3, first_only: false };
     let (epochs, lost) = explore(&scene, 400, 400);
     assert!(epochs > 1000 && lost > 100, "{epochs} epochs, {lost} lost races: too little happens");
 }
@@ -274,7 +288,7 @@ fn two_operators_never_commit_two_layouts_for_one_epoch() {
 #[test]
 fn nor_while_the_set_of_nodes_changes() {
     let memberships = vec![vec![0, 1, 2], vec![2, 3, 4], vec![1, 4], vec![3]];
-    let scene = Scene { memberships, start: started(&[0, 1, 2]), nodes: 5 };
+    let scene = Scene { memberships, start: started(&[0, 1, 2]), nodes: 5, first_only: false };
     let (epochs, lost) = explore(&scene, 400, 500);
     assert!(epochs > 1000 && lost > 100, "{epochs} epochs, {lost} lost races: too little happens");
 }
@@ -282,9 +296,41 @@ fn nor_while_the_set_of_nodes_changes() {
 #[test]
 fn nor_two_first_layouts_that_share_a_node() {
     let memberships = vec![vec![0, 1, 2], vec![2, 3], vec![1, 2, 4]];
-    let scene = Scene { memberships, start: nothing(), nodes: 5 };
+    let scene = Scene { memberships, start: nothing(), nodes: 5, first_only: false };
     let (epochs, lost) = explore(&scene, 400, 500);
     assert!(epochs > 400 && lost > 100, "{epochs} epochs, {lost} lost races: too little happens");
+}
+
+#[test]
+fn nor_when_a_third_proposal_finds_one_of_two_that_exclude_each_other() {
+    // The second shares a node with each of the others, which share none.
+    let memberships = vec![vec![0, 1], vec![1, 2], vec![2, 3]];
+    let scene = Scene { memberships, start: nothing(), nodes: 4, first_only: true };
+    let (epochs, lost) = explore(&scene, 800, 300);
+    assert!(epochs > 400 && lost > 100, "{epochs} epochs, {lost} lost races: too little happens");
+}
+
+#[test]
+fn answers_to_an_earlier_round_do_not_count() {
+    let start = started(&[0, 1, 2]);
+    let wanted = start.replace(layout(&start.current, &[0, 1, 2], 7)).unwrap();
+    let mut proposer = Proposer::new(start, wanted, 1).unwrap();
+    let promise = || PrepareReply::Promise { accepted: None };
+    let first = proposer.ballot();
+    assert_eq!(proposer.on_prepare(node(0), first, promise()), Step::Wait);
+    assert_eq!(proposer.on_prepare(node(1), first, promise()), Step::Accept);
+    proposer.restart(2);
+    let second = proposer.ballot();
+    assert!(second > first);
+    assert_eq!(proposer.on_prepare(node(1), first, promise()), Step::Wait);
+    assert_eq!(proposer.on_prepare(node(2), second, promise()), Step::Wait);
+    assert_eq!(proposer.on_prepare(node(0), second, promise()), Step::Accept);
+    for who in [0, 1] {
+        assert_eq!(proposer.on_accept(node(who), first, AcceptReply::Accepted), Step::Wait);
+    }
+    assert_eq!(proposer.on_accept(node(2), second, AcceptReply::Accepted), Step::Wait);
+    let done = proposer.on_accept(node(0), second, AcceptReply::Accepted);
+    assert!(matches!(done, Step::Done { won: true, .. }));
 }
 
 #[test]
@@ -294,8 +340,8 @@ fn without_faults_the_first_of_two_operators_wins_and_the_second_is_told() {
     let apply = |registers: &mut Vec<LayoutRegister>, capacity: u64, random: u64| {
         let wanted = start.replace(layout(&start.current, &[0, 1, 2], capacity)).unwrap();
         let mut proposer = Proposer::new(start.clone(), wanted, random).unwrap();
-        for who in 0..3 {
-            let reply = registers[who].prepare(proposer.epoch(), proposer.ballot());
+        for (who, register) in registers.iter_mut().enumerate() {
+            let reply = register.prepare(proposer.epoch(), proposer.ballot());
             match proposer.on_prepare(node(who), proposer.ballot(), reply) {
                 Step::Accept => break,
                 Step::Done { won, .. } => return won,

@@ -206,3 +206,90 @@ impl TryFrom<Wire> for ActiveLayout {
 impl Format for ActiveLayout {
     const NAME: &'static str = "active layout";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::compute::compute;
+    use super::super::role::{Role, ZoneRedundancy};
+    use super::*;
+    use crate::codec::decode;
+    use std::collections::BTreeMap;
+
+    const PARAMETERS: Parameters =
+        Parameters { replication_factor: 2, zone_redundancy: ZoneRedundancy::Maximum };
+
+    fn node(i: u8) -> NodeId {
+        NodeId([i; 32])
+    }
+
+    fn layout(previous: &Layout, nodes: &[u8]) -> Layout {
+        let role = |i: u8| Role { zone: format!("z{i}"), capacity: 1 << 40, tags: vec![] };
+        let roles: BTreeMap<NodeId, Role> = nodes.iter().map(|&i| (node(i), role(i))).collect();
+        compute(Some(previous), &roles, &PARAMETERS, 4).unwrap().0
+    }
+
+    fn first() -> ActiveLayout {
+        let empty = ActiveLayout::empty(PARAMETERS, 4);
+        empty.introduce(layout(&empty.current, &[1, 2])).unwrap()
+    }
+
+    #[test]
+    fn without_a_layout_nothing_is_written_or_read() {
+        let empty = ActiveLayout::empty(PARAMETERS, 4);
+        assert_eq!(empty.write_sets(Partition(0)), Err(LookupError::NoLayout));
+        assert_eq!(empty.read_set(Partition(0)), Err(LookupError::NoLayout));
+        assert!(LookupError::NoLayout.to_string().starts_with("no layout applied"));
+    }
+
+    #[test]
+    fn the_sets_of_each_phase_are_those_of_the_design() {
+        let (old, new) = (vec![node(1), node(2)], vec![node(2), node(3)]);
+        let stable = first();
+        assert_eq!((stable.epoch(), stable.phase), (1, Phase::Stable));
+        let introduced = stable.introduce(layout(&stable.current, &[2, 3])).unwrap();
+        let synced = introduced.synced().unwrap();
+        let finished = synced.finish().unwrap();
+        let both = vec![old.clone(), new.clone()];
+        for (active, epoch, write, read) in [
+            (&stable, 1, vec![old.clone()], &old),
+            (&introduced, 2, both.clone(), &old),
+            (&synced, 3, both, &new),
+            (&finished, 4, vec![new.clone()], &new),
+        ] {
+            assert_eq!(active.epoch(), epoch);
+            assert_eq!(active.write_sets(Partition(3)).unwrap(), write);
+            assert_eq!(&active.read_set(Partition(3)).unwrap(), read);
+            assert_eq!(decode::<ActiveLayout>(&encode(active)).unwrap(), *active);
+        }
+        assert_eq!(introduced.storage_nodes(), [1, 2, 3].map(node));
+        assert!(introduced.holds(node(1), Partition(0)) && !finished.holds(node(1), Partition(0)));
+    }
+
+    #[test]
+    fn phases_cannot_be_skipped_or_repeated() {
+        let stable = first();
+        assert!(stable.synced().is_err() && stable.finish().is_err());
+        let next = layout(&stable.current, &[2, 3]);
+        let introduced = stable.introduce(next.clone()).unwrap();
+        assert!(introduced.finish().is_err() && introduced.introduce(next.clone()).is_err());
+        assert!(introduced.replace(layout(&next, &[1, 2])).is_err());
+        assert!(introduced.synced().unwrap().synced().is_err());
+        assert!(stable.replace(stable.current.clone()).is_err(), "the version must rise");
+        assert!(introduced.check_follows(&introduced).is_err());
+    }
+
+    #[test]
+    fn a_partition_that_does_not_move_is_written_once() {
+        let stable = first();
+        let mut next = layout(&stable.current, &[1, 2]);
+        next.partition_size -= 1;
+        let introduced = stable.introduce(next).unwrap();
+        assert_eq!(introduced.write_sets(Partition(0)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused() {
+        let broken = ActiveLayout { old: Some(first().current), ..first() };
+        assert!(decode::<ActiveLayout>(&encode(&broken)).is_err());
+    }
+}

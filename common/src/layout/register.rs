@@ -41,7 +41,6 @@ pub struct LayoutRegister {
 
 /// The answer to *prepare*.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "few and short-lived: a box would only be in the way")]
 pub enum PrepareReply {
     /// No lower ballot will be accepted; this was accepted before. Asked twice, it is promised twice.
     Promise { accepted: Option<(Ballot, ActiveLayout)> },
@@ -55,6 +54,7 @@ pub enum PrepareReply {
 
 /// The answer to *accept*.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "few and short-lived: a box would only be in the way")]
 pub enum AcceptReply {
     /// Accepted; a quorum of these commits.
     Accepted,
