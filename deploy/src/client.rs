@@ -186,7 +186,7 @@ impl Client {
 }
 
 /// The cause that says something: hyper's own text is "client error (Connect)".
-fn innermost<'a>(error: &'a dyn std::error::Error) -> &'a dyn std::error::Error {
+fn innermost(error: &dyn std::error::Error) -> &dyn std::error::Error {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

@@ -11,7 +11,6 @@ use std::process::ExitCode;
     name = "hayloft",
     version,
     max_term_width = 110,
-    propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true
 )]

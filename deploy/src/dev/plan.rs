@@ -117,10 +117,9 @@ impl State {
             write_if_missing(&dir.join(name), hex::encode(env.random_bytes::<32>()).as_bytes())?;
         }
         let token = dir.join("admin_token");
-        state.admin_token = std::fs::read_to_string(&token)
-            .with_context(|| format!("cannot read {}", token.display()))?
-            .trim()
-            .to_owned();
+        let text =
+            std::fs::read_to_string(&token).with_context(|| format!("cannot read {}", token.display()))?;
+        text.trim().clone_into(&mut state.admin_token);
         for node in &state.nodes {
             let home = dir.join(&node.name);
             std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;

@@ -232,8 +232,8 @@ mod tests {
     fn the_end_of_a_log_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let text: String = (0..100).map(|i| format!("line {i}\n")).collect();
-        std::fs::write(&path, text).unwrap();
+        let text: Vec<String> = (0..100).map(|i| format!("line {i}")).collect();
+        std::fs::write(&path, text.join("\n")).unwrap();
         let lines = tail(&path).unwrap();
         assert_eq!((lines.len(), lines[0].as_str(), lines[14].as_str()), (15, "line 85", "line 99"));
         std::fs::write(&path, "").unwrap();
@@ -242,7 +242,8 @@ mod tests {
 
     /// A process that names `config` on its command line and runs until it is told to stop.
     fn sleeper(config: &Path) -> std::process::Child {
-        std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).arg(config).spawn().unwrap()
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "read line"]).arg(config).stdin(Stdio::piped()).spawn().unwrap()
     }
 
     #[tokio::test]

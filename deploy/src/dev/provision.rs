@@ -131,13 +131,11 @@ async fn wait(
             tokio::time::sleep(PAUSE).await;
         }
     };
-    match tokio::time::timeout(STEP_TIMEOUT, attempts).await {
-        Ok(result) => result,
-        Err(_) => {
-            let error = last.unwrap_or_else(|| anyhow::anyhow!("no answer"));
-            Err(error.context(format!("waited {} s for {what}", STEP_TIMEOUT.as_secs())))
-        }
+    if let Ok(result) = tokio::time::timeout(STEP_TIMEOUT, attempts).await {
+        return result;
     }
+    let error = last.unwrap_or_else(|| anyhow::anyhow!("no answer"));
+    Err(error.context(format!("waited {} s for {what}", STEP_TIMEOUT.as_secs())))
 }
 
 /// The version of the layout, once every node is up.
