@@ -59,13 +59,15 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         reads_total += verified.reads;
         writes_total += verified.writes;
         bar.inc(1);
-        bar.println(format!(
+        let line = format!(
             "round {round:>3}: {} requests in {}, killed; {unknown} writes unknown; healthy after {}; {} reads right",
             site.done.load(Ordering::Relaxed) - done_before,
             duration_text(load),
             duration_text(recovery),
             verified.reads,
-        ));
+        );
+        // Printed also where there is no terminal to draw a bar on.
+        bar.suspend(|| println!("{line}"));
     }
     bar.finish_and_clear();
     Ok(format!(

@@ -26,6 +26,20 @@ struct Dev {
     child: Child,
     dir: PathBuf,
     temporary: bool,
+    /// Ended and reaped: its process id may belong to another by now.
+    reaped: bool,
+}
+
+impl Drop for Dev {
+    /// A cluster of ours does not outlive a failed start; it stops its daemons itself.
+    fn drop(&mut self) {
+        if self.reaped {
+            return;
+        }
+        if let Err(error) = terminate(self.child.id()) {
+            eprintln!("warning: the cluster in {} may still run: {error:#}", self.dir.display());
+        }
+    }
 }
 
 /// How long to wait between two looks at something that is coming up.
@@ -147,6 +161,7 @@ impl Setup {
         }
         dev.child.kill().context("cannot stop `hayloft dev`")?;
         dev.child.wait()?;
+        dev.reaped = true;
         if dev.temporary && passed {
             std::fs::remove_dir_all(&dev.dir)?;
         } else {
@@ -195,5 +210,5 @@ async fn start_dev(env: &Env, binary: &Path, dir: Option<&Path>) -> Result<(Path
         tokio::time::sleep(LOOK).await;
         waited += LOOK;
     }
-    Ok((file, Dev { child, dir, temporary }))
+    Ok((file, Dev { child, dir, temporary, reaped: false }))
 }
