@@ -207,8 +207,8 @@ fn lines(layout: &Layout, statistics: &Statistics, problem: &Problem) -> Vec<Str
     }
     if statistics.low_usable_capacity {
         lines.push(
-            "Warning: much of the capacity stays unused; even out the capacities of the zones, or lower the \
-             zone redundancy."
+            "Warning: much of the capacity stays unused: even out the capacities of nodes and zones, or see \
+             whether a lower zone redundancy uses more of it."
                 .into(),
         );
     }
@@ -237,10 +237,10 @@ fn node_line(
     problem: &Problem,
 ) -> String {
     let unused = node.total_capacity.saturating_sub(node.usable_capacity);
+    let tags = if node.tags.is_empty() { String::new() } else { format!(" ({})", node.tags.join(", ")) };
     let line = format!(
-        "  {} {}: {} partition(s), {} new; uses {} of {} ({})",
+        "  {}{tags}: {} partition(s), {} new; uses {} of {} ({})",
         node.id.short(),
-        node.tags.join(","),
         node.stored_partitions,
         node.new_partitions,
         bytes(node.usable_capacity),
