@@ -30,7 +30,7 @@ pub const LIST_PROBES: usize = 8;
 pub const CONTROL_REFRESH: Duration = Duration::from_secs(1);
 /// Control records that are kept fresh in one round.
 pub const CONTROL_REFRESH_BATCH: usize = 64;
-/// Bytes for remembered block lists of parts that came through this gateway (see `domain::multipart`).
+/// Blocks in remembered lists of parts that came through this gateway (36 bytes each; see `domain::complete`).
 pub const PART_MEMORY_BLOCKS: usize = 64 << 10;
 
 const _: () = assert!(DIGEST_QUEUE >= 1 && PUT_BLOCKS_IN_FLIGHT >= 1 && GET_BLOCKS_AHEAD >= 1);

@@ -1,52 +1,350 @@
-//! Multipart uploads.
+//! Parts of multipart uploads: put, copy, list.
+//!
+//! A part's blocks are referred to under an id of the part's own, so a part that is uploaded again replaces the old
+//! one as a put of an object does, and the old one's blocks can be dropped at once. Completing makes references for
+//! the object ([`super::complete`]).
+//!
+//! Round trips: put 2 behind the last byte (blocks, row), the upload being looked up meanwhile (one more at first if
+//! the client names no checksum and this gateway doesn't know the upload's); copy 2 if the source is taken whole and
+//! its MD5 is known, else the data is read once through this gateway for the part's MD5, and only blocks that lie
+//! across the range's ends are stored anew; list 1 for each 1,000 parts.
+
+use super::copy::detail;
+use super::read::{Piece, pieces};
+use super::receive::{Content, Target, receive};
+use super::store::{Wrote, place_of, row_bytes};
 use super::{
-    Body, BodyChecks, CompleteUpload, CreateUpload, DomainError, Gateway, ObjectHead, PartDone, PartListing,
-    PutDone, UploadRef,
+    Body, BodyChecks, BodyError, BodyFault, ChecksumRequest, DomainError, Expected, Gateway, ObjectHead,
+    PartDone, PartInfo, PartListing, UploadRef, uploads::OpenUpload,
 };
-use hayloft_common::id::UploadId;
+use crate::cache::KnownPart;
+use crate::limits::MAX_OUTDATED_TRIES;
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use hayloft_common::id::VersionId;
+use hayloft_common::limits::{MAX_LIST_PAGE, MAX_PARTS, MAX_PUT_SIZE, MAX_ROW_BLOCKS};
+use hayloft_common::schema::{
+    BlockEntry, BlockOwner, Checksum, ChecksumAlgorithm, ChecksumKind, ObjectData, PartRow, PartState,
+    PartVersion, UploadRow, sort_key,
+};
+use hayloft_common::stamp::Stamp;
+use hayloft_proto::message::table::WriteMode;
 use std::ops::Range;
 use std::sync::Arc;
 
-impl Gateway {
-    pub async fn create_upload(self: &Arc<Self>, _create: CreateUpload) -> Result<UploadId, DomainError> {
-        unimplemented!()
+/// A part whose blocks are stored.
+struct NewPart {
+    id: VersionId,
+    size: u64,
+    md5: [u8; 16],
+    checksum: Option<Checksum>,
+    blocks: Vec<BlockEntry>,
+}
+
+fn part_number(number: u32) -> Result<u16, DomainError> {
+    u16::try_from(number)
+        .ok()
+        .filter(|n| (1..=MAX_PARTS).contains(n))
+        .ok_or(DomainError::PartNumber { number })
+}
+
+fn part_owner(upload: &UploadRef, number: u16) -> BlockOwner {
+    BlockOwner::Part {
+        bucket: upload.bucket.id(),
+        shard: upload.shard(),
+        key: upload.key.clone(),
+        upload: upload.upload,
+        number,
     }
+}
+
+pub(super) fn part_info(row: &PartRow) -> Option<PartInfo> {
+    row.live().map(|part| PartInfo {
+        number: row.number,
+        etag: hex::encode(part.md5),
+        size: part.size,
+        modified_ms: part.modified_ms,
+        checksum: part.checksum.clone(),
+    })
+}
+
+/// The part's checksum that the upload asks for.
+fn wanted(
+    upload: Option<(ChecksumAlgorithm, ChecksumKind)>,
+    named: Option<ChecksumAlgorithm>,
+) -> Result<Option<ChecksumAlgorithm>, DomainError> {
+    match (upload, named) {
+        (Some((wanted, _)), Some(named)) if wanted != named => {
+            Err(DomainError::ChecksumMismatch { wanted: Some(wanted) })
+        }
+        (Some((wanted, _)), _) => Ok(Some(wanted)),
+        (None, named) => Ok(named),
+    }
+}
+
+impl Gateway {
+    /// Stores a part; in place of an earlier one with the same number.
     pub async fn put_part(
         self: &Arc<Self>,
-        _upload: UploadRef,
-        _number: u32,
-        _checks: BodyChecks,
-        _body: Body,
+        upload: UploadRef,
+        number: u32,
+        mut checks: BodyChecks,
+        body: Body,
     ) -> Result<PartDone, DomainError> {
-        unimplemented!()
+        let number = part_number(number)?;
+        let named = checks.checksum.as_ref().map(|c| c.algorithm);
+        // Without a checksum of the client's, what to compute must be known before the first byte is digested.
+        let known = match named {
+            Some(_) => None,
+            None => match self.upload_sums.get(self.env.now(), &upload.upload) {
+                Some(sum) => Some(sum),
+                None => Some(self.open_upload(&upload).await?.checksum),
+            },
+        };
+        let algorithm = wanted(known.flatten(), named)?;
+        if let (None, Some(algorithm)) = (&checks.checksum, algorithm) {
+            checks.checksum = Some(ChecksumRequest { algorithm, expected: Expected::Unknown });
+        }
+        let target = Target {
+            version: self.new_version(),
+            owner: part_owner(&upload, number),
+            inline_max: 0,
+            algorithm,
+        };
+        let look = async {
+            let open = self.open_upload(&upload).await?;
+            wanted(open.checksum, named)
+        };
+        let (received, _) = tokio::try_join!(receive(self, &target, &checks, body), look)?;
+        let blocks = match received.content {
+            Content::Blocks(blocks) => blocks,
+            Content::Inline(_) => Vec::new(),
+        };
+        let part = NewPart {
+            id: target.version,
+            size: received.size,
+            md5: received.digests.md5,
+            checksum: received.digests.checksum,
+            blocks,
+        };
+        self.commit_part(&upload, number, part).await
     }
+
+    async fn commit_part(
+        self: &Arc<Self>,
+        upload: &UploadRef,
+        number: u16,
+        mut part: NewPart,
+    ) -> Result<PartDone, DomainError> {
+        let place = place_of(&upload.partition_key());
+        let modified_ms = self.env.wall_millis();
+        let mut floor = Stamp::ZERO;
+        for attempt in 0..MAX_OUTDATED_TRIES {
+            let in_row = part.blocks.len() <= MAX_ROW_BLOCKS;
+            let chunks = part.blocks.chunks(hayloft_common::limits::MANIFEST_CHUNK).len() as u32;
+            let version = PartVersion {
+                id: part.id,
+                modified_ms,
+                size: part.size,
+                md5: part.md5,
+                checksum: part.checksum.clone(),
+                blocks: if in_row { part.blocks.clone() } else { Vec::new() },
+                manifest_chunks: if in_row { 0 } else { chunks },
+            };
+            let row = PartRow {
+                bucket: upload.bucket.id(),
+                shard: upload.shard(),
+                key: upload.key.clone(),
+                upload: upload.upload,
+                number,
+                stamp: self.clock.above(floor),
+                state: PartState::Live(version),
+            };
+            match self.store.write_rows(place, WriteMode::Put, vec![row_bytes(&row)]).await? {
+                Wrote::Done => {
+                    let known = KnownPart { id: part.id, blocks: part.blocks.into() };
+                    self.parts.put(upload.upload, number, known);
+                    let etag = hex::encode(part.md5);
+                    return Ok(PartDone { etag, checksum: part.checksum, modified_ms, size: part.size });
+                }
+                Wrote::Outdated(newest) => floor = floor.max(newest),
+            }
+            self.back_off(attempt).await;
+            // As for objects: an id whose row may have been superseded somewhere is not used again.
+            part.id = self.new_version();
+            self.adopt(part.id, &part_owner(upload, number), &part.blocks).await?;
+        }
+        Err(DomainError::Contention)
+    }
+
     /// A part from a range of an existing object (`None`: all of it).
     pub async fn copy_part(
         self: &Arc<Self>,
-        _upload: UploadRef,
-        _number: u32,
-        _source: &ObjectHead,
-        _range: Option<Range<u64>>,
+        upload: UploadRef,
+        number: u32,
+        source: &ObjectHead,
+        range: Option<Range<u64>>,
     ) -> Result<PartDone, DomainError> {
-        unimplemented!()
+        let number = part_number(number)?;
+        let total = source.version.size;
+        let range = range.unwrap_or(0..total);
+        if range.end > total || range.start > range.end {
+            let (first, last) = (range.start, range.end.saturating_sub(1));
+            return Err(DomainError::InvalidSourceRange { first, last, size: total });
+        }
+        let size = range.end - range.start;
+        if size > MAX_PUT_SIZE {
+            return Err(DomainError::EntityTooLarge { size, max: MAX_PUT_SIZE });
+        }
+        let open: OpenUpload = self.open_upload(&upload).await?;
+        let algorithm = open.checksum.map(|(algorithm, _)| algorithm);
+        let (id, owner) = (self.new_version(), part_owner(&upload, number));
+        let store = async {
+            let blocks = self.copy_blocks(id, &owner, source, range.clone()).await?;
+            if blocks.len() > MAX_ROW_BLOCKS {
+                self.write_manifest(id, &blocks).await?;
+            }
+            Ok::<_, DomainError>(blocks)
+        };
+        let digest = async {
+            match known_digests(source, &range, algorithm) {
+                Some(digests) => Ok(digests),
+                None => self.digest(source, range.clone(), algorithm).await.map(|d| (d.md5, d.checksum)),
+            }
+        };
+        let (blocks, (md5, checksum)) = tokio::try_join!(store, digest)?;
+        self.commit_part(&upload, number, NewPart { id, size, md5, checksum, blocks }).await
     }
+
+    /// Makes the bytes of a range belong to `version`: whole blocks by reference, pieces of blocks and inline data
+    /// as new blocks.
+    async fn copy_blocks(
+        self: &Arc<Self>,
+        version: VersionId,
+        owner: &BlockOwner,
+        source: &ObjectHead,
+        range: Range<u64>,
+    ) -> Result<Vec<BlockEntry>, DomainError> {
+        let data = &detail(source)?.data;
+        if let ObjectData::Inline(bytes) = data {
+            let bytes = bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
+            let bytes = Bytes::copy_from_slice(bytes);
+            return self.store_piece(version, owner, stream::iter([Ok(bytes)]).boxed()).await;
+        }
+        let all = pieces(self, source.version.id, data, range.clone()).await?;
+        let whole: Vec<BlockEntry> = all.iter().filter(|p| p.is_whole()).map(|p| p.entry).collect();
+        let mut at = range.start;
+        let mut blocks = Vec::with_capacity(all.len());
+        let refer = self.refer(version, owner, &whole);
+        let edges = async {
+            for piece in &all {
+                let Piece { entry, from, to } = piece;
+                let len = (to - from) as u64;
+                if piece.is_whole() {
+                    blocks.push(*entry);
+                } else {
+                    let bytes = self.read_source(source, at..at + len)?;
+                    let bytes = bytes.map(|piece| {
+                        piece.map_err(|e| BodyError { fault: BodyFault::Incomplete, reason: e.to_string() })
+                    });
+                    blocks.extend(self.store_piece(version, owner, bytes.boxed()).await?);
+                }
+                at += len;
+            }
+            Ok(())
+        };
+        tokio::try_join!(refer, edges)?;
+        Ok(blocks)
+    }
+
+    /// Stores the bytes of part of a block as blocks of their own.
+    async fn store_piece(
+        self: &Arc<Self>,
+        version: VersionId,
+        owner: &BlockOwner,
+        bytes: Body,
+    ) -> Result<Vec<BlockEntry>, DomainError> {
+        let target = Target { version, owner: owner.clone(), inline_max: 0, algorithm: None };
+        match receive(self, &target, &BodyChecks::default(), bytes).await?.content {
+            Content::Blocks(blocks) => Ok(blocks),
+            Content::Inline(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Parts behind number `after` (0: all), at most `max` (up to 1,000).
     pub async fn list_parts(
         self: &Arc<Self>,
-        _upload: &UploadRef,
-        _after: u16,
-        _max: usize,
+        upload: &UploadRef,
+        after: u16,
+        max: usize,
     ) -> Result<PartListing, DomainError> {
-        unimplemented!()
+        let max = max.min(MAX_LIST_PAGE);
+        let read = self.read_parts(upload, after.saturating_add(1)..u16::MAX, max + 1);
+        let (open, rows) = tokio::try_join!(self.open_upload(upload), read)?;
+        let mut parts: Vec<PartInfo> = rows.iter().filter_map(part_info).collect();
+        let more = parts.len() > max;
+        parts.truncate(max);
+        let next = parts.last().filter(|_| more).map(|p| p.number);
+        let upload = super::list::upload_entry(&open.row).ok_or_else(|| upload.missing())?;
+        Ok(PartListing { parts, next, upload })
     }
-    /// Answering success to a repeat of a complete that went through.
-    pub async fn complete_upload(
+
+    /// Live parts with numbers in `numbers`, in order; stops when it has `enough`.
+    pub(super) async fn read_parts(
+        &self,
+        upload: &UploadRef,
+        numbers: Range<u16>,
+        enough: usize,
+    ) -> Result<Vec<PartRow>, DomainError> {
+        let key = |number: u16| PartRow::sort_key_of(&upload.key, &upload.upload, number);
+        let end = match numbers.end {
+            u16::MAX => sort_key::after_prefix(&UploadRow::sort_key_of(&upload.key, &upload.upload)),
+            end => Some(key(end)),
+        };
+        let (mut from, mut out) = (key(numbers.start), Vec::new());
+        loop {
+            let want = enough.saturating_sub(out.len()).max(1);
+            let (rows, next) =
+                self.read_range::<PartRow>(&upload.partition_key(), from, end.clone(), want).await?;
+            out.extend(rows.into_iter().filter(hayloft_common::schema::Row::is_live));
+            match next {
+                Some(next) if out.len() < enough => from = next,
+                _ => return Ok(out),
+            }
+        }
+    }
+
+    /// A part's blocks, wherever they stand.
+    pub(super) async fn part_blocks(
         self: &Arc<Self>,
-        _complete: CompleteUpload,
-    ) -> Result<PutDone, DomainError> {
-        unimplemented!()
+        part: &PartVersion,
+    ) -> Result<Vec<BlockEntry>, DomainError> {
+        if part.manifest_chunks == 0 {
+            return Ok(part.blocks.clone());
+        }
+        self.read_manifests(part.id, part.manifest_chunks).await
     }
-    pub async fn abort_upload(self: &Arc<Self>, _upload: &UploadRef) -> Result<(), DomainError> {
-        unimplemented!()
+}
+
+/// Digests of a whole source that stand in its row: the ETag of a single put is the MD5 of its bytes.
+fn known_digests(
+    source: &ObjectHead,
+    range: &Range<u64>,
+    algorithm: Option<ChecksumAlgorithm>,
+) -> Option<([u8; 16], Option<Checksum>)> {
+    if *range != (0..source.version.size) {
+        return None;
     }
+    let mut md5 = [0; 16];
+    hex::decode_to_slice(&source.version.etag, &mut md5).ok()?;
+    let checksum = match algorithm {
+        None => None,
+        Some(algorithm) => Some(
+            source
+                .checksum()
+                .filter(|c| c.algorithm == algorithm && c.kind == ChecksumKind::FullObject)?
+                .clone(),
+        ),
+    };
+    Some((md5, checksum))
 }

@@ -1,0 +1,173 @@
+//! [`Store`] over the real storage nodes: each method one call of `proto::fanout`.
+
+use super::store::{EarlyRow, Store, StoreError, StoredRow, Wrote, place_of, place_of_block};
+use async_trait::async_trait;
+use bytes::Bytes;
+use hayloft_common::block;
+use hayloft_common::hash::Hash;
+use hayloft_common::id::NodeId;
+use hayloft_common::stamp::Stamp;
+use hayloft_proto::body::Body;
+use hayloft_proto::cluster::{CALL_DEADLINE, Cluster};
+use hayloft_proto::error::{RemoteCode, RpcError};
+use hayloft_proto::fanout::{self, EarlyRead, FanoutError, Verdict};
+use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReferBlocksReply, ReportBlock};
+use hayloft_proto::message::table::{
+    IndexCounters, ListKeys, ListKeysReply, ReadCounters, ReadRange, ReadRangeReply, ReadRow, ReadRowReply,
+    RowBytes, RowOutcome, WriteMode, WriteRows, WriteRowsReply,
+};
+use std::sync::Arc;
+
+/// The storage nodes of a cluster.
+pub struct ClusterStore {
+    cluster: Arc<Cluster>,
+}
+
+impl ClusterStore {
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+
+    /// Tells nodes that their copy of a block is missing or bad.
+    fn report(&self, block: Hash, nodes: Vec<NodeId>) {
+        for node in nodes {
+            let cluster = self.cluster.clone();
+            self.cluster.env().spawn("report of a bad block", async move {
+                let report = ReportBlock { block };
+                if let Err(error) = cluster.call(node, &report, Body::empty(), CALL_DEADLINE).await {
+                    tracing::debug!(%block, node = %node.short(), %error, "a bad copy could not be reported");
+                }
+            });
+        }
+    }
+}
+
+fn failed<R>(error: FanoutError<R>) -> StoreError {
+    let code = |code: RemoteCode| move |e: &(NodeId, RpcError)| matches!(&e.1, RpcError::Remote { code: c, .. } if *c == code);
+    if let FanoutError::NoQuorum { errors, .. } = &error {
+        if !errors.is_empty() && errors.iter().all(|(_, e)| e.is_bad_copy()) {
+            return StoreError::Damaged(error.to_string());
+        }
+        if errors.iter().any(code(RemoteCode::NoSpace)) {
+            return StoreError::NoSpace(error.to_string());
+        }
+    }
+    StoreError::Unavailable(error.to_string())
+}
+
+fn newest(reply: &WriteRowsReply) -> Option<Stamp> {
+    let stamp = |outcome: &RowOutcome| match outcome {
+        RowOutcome::Outdated(stamp) => Some(*stamp),
+        RowOutcome::Written => None,
+    };
+    reply.outcomes.iter().filter_map(stamp).max()
+}
+
+fn row_of(reply: &ReadRowReply) -> StoredRow {
+    reply.row.as_ref().map(|row| row.to_vec())
+}
+
+fn replies<R>(replies: Vec<(NodeId, R)>) -> Vec<R> {
+    replies.into_iter().map(|(_, reply)| reply).collect()
+}
+
+struct Early(EarlyRead<ReadRow>);
+
+#[async_trait]
+impl EarlyRow for Early {
+    async fn first(&mut self) -> Result<StoredRow, StoreError> {
+        let (_, reply) = self.0.first().await.map_err(failed)?;
+        Ok(row_of(reply))
+    }
+
+    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError> {
+        let replies = self.0.quorum().await.map_err(failed)?;
+        Ok(replies.iter().map(|(_, reply)| row_of(reply)).collect())
+    }
+}
+
+#[async_trait]
+impl Store for ClusterStore {
+    fn partition_of(&self, place: &Hash) -> u16 {
+        self.cluster.layout().partition_of(place).0
+    }
+
+    async fn write_rows(
+        &self,
+        place: Hash,
+        mode: WriteMode,
+        rows: Vec<RowBytes>,
+    ) -> Result<Wrote, StoreError> {
+        let judge = |reply: &WriteRowsReply| match newest(reply) {
+            Some(_) => Verdict::Reject,
+            None => Verdict::Accept,
+        };
+        match fanout::write(&self.cluster, place, WriteRows { mode, rows }, Bytes::new(), judge).await {
+            Ok(_) => Ok(Wrote::Done),
+            Err(FanoutError::Rejected { replies }) => {
+                Ok(Wrote::Outdated(replies.iter().filter_map(newest).max().unwrap_or_default()))
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn read_row(&self, read: ReadRow) -> Result<Vec<StoredRow>, StoreError> {
+        let place = place_of(&read.partition_key);
+        let replies = fanout::read(&self.cluster, place, read).await.map_err(failed)?;
+        Ok(replies.iter().map(|(_, reply)| row_of(reply)).collect())
+    }
+
+    fn read_row_early(&self, read: ReadRow) -> Box<dyn EarlyRow> {
+        let place = place_of(&read.partition_key);
+        Box::new(Early(fanout::read_early(&self.cluster, place, read)))
+    }
+
+    async fn read_range(&self, read: ReadRange) -> Result<Vec<ReadRangeReply>, StoreError> {
+        let place = place_of(&read.partition_key);
+        fanout::read(&self.cluster, place, read).await.map(replies).map_err(failed)
+    }
+
+    async fn list_keys(&self, list: ListKeys) -> Result<Vec<ListKeysReply>, StoreError> {
+        let place = place_of(&list.partition_key);
+        fanout::read(&self.cluster, place, list).await.map(replies).map_err(failed)
+    }
+
+    async fn read_counters(&self, partition_key: Vec<u8>) -> Result<Vec<IndexCounters>, StoreError> {
+        let place = place_of(&partition_key);
+        fanout::read(&self.cluster, place, ReadCounters { partition_key }).await.map(replies).map_err(failed)
+    }
+
+    async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {
+        let put = PutBlock { block, reference };
+        fanout::write(&self.cluster, place_of_block(&block), put, envelope, |()| Verdict::Accept)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn refer_blocks(&self, place: Hash, references: Vec<RowBytes>) -> Result<Vec<Hash>, StoreError> {
+        let refer = ReferBlocks { references };
+        let accept = |_: &ReferBlocksReply| Verdict::Accept;
+        let replies =
+            fanout::write(&self.cluster, place, refer, Bytes::new(), accept).await.map_err(failed)?;
+        let mut replies = replies.into_iter();
+        let mut missing = replies.next().map(|reply| reply.missing).unwrap_or_default();
+        for reply in replies {
+            missing.retain(|hash| reply.missing.contains(hash));
+        }
+        Ok(missing)
+    }
+
+    async fn get_block(&self, block: Hash, max: usize) -> Result<Bytes, StoreError> {
+        let check = |(): &(), envelope: Bytes| {
+            block::open(&envelope, &block, max)
+                .map_err(|e| RpcError::remote(RemoteCode::Corrupt, e.to_string()))
+        };
+        let place = place_of_block(&block);
+        let most = max + block::OVERHEAD;
+        let found =
+            fanout::any(&self.cluster, place, GetBlock { block }, most, check).await.map_err(failed)?;
+        self.report(block, found.bad);
+        Ok(found.value)
+    }
+}

@@ -1,0 +1,299 @@
+//! Taking in a body: cut in blocks, hash, compress, send, digest; small ones are kept whole for their row.
+//!
+//! Copies of a byte: one, from the pieces HTTP gives into the block's buffer (which is the raw envelope already: its
+//! kind byte is put in front); a second one only if the block compresses. Hashing and compressing run in the blocking
+//! pool, digests in a task of their own. Memory: the buffer and room for its compressed form are claimed before a
+//! block is begun; claims travel with the bytes. Allocations: two or three a block, and the RPC's.
+//!
+//! Round trips: each block one, [`PUT_BLOCKS_IN_FLIGHT`] at once, while the body comes in; so 1 R behind the last
+//! byte. A manifest (more than `MAX_ROW_BLOCKS` blocks) is written while the last blocks are under way.
+//!
+//! Until its version is committed nothing of this is visible. References are renewed every [`HEARTBEAT`], so that a
+//! slow upload is not taken for an abandoned one. An error drops what is under way; what was stored is found by age.
+
+use super::budget::{Claim, hold};
+use super::digest::{DigestTask, Digesting, Digests};
+use super::store::row_bytes;
+use super::{Body, BodyChecks, BodyError, BodyFault, DomainError, Expected, Gateway};
+use crate::limits::{HEARTBEAT, PUT_BLOCKS_IN_FLIGHT};
+use bytes::{Buf as _, Bytes};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use hayloft_common::block;
+use hayloft_common::hash::Hash;
+use hayloft_common::id::VersionId;
+use hayloft_common::limits::{MAX_PUT_SIZE, MAX_ROW_BLOCKS};
+use hayloft_common::map::HashSet;
+use hayloft_common::schema::{BlockEntry, BlockOwner, BlockRefRow, Checksum, ChecksumAlgorithm};
+use std::pin::pin;
+use std::sync::Arc;
+
+/// Work on less than this is done in line: handing it to another thread costs more.
+const IN_LINE: usize = 32 << 10;
+
+/// Where the bytes of a body went.
+pub(super) enum Content {
+    Inline(Vec<u8>),
+    /// Durable, with references of the version; with manifest rows if more than `MAX_ROW_BLOCKS`.
+    Blocks(Vec<BlockEntry>),
+}
+
+/// A body that came in whole and passed its checks.
+pub(super) struct Received {
+    pub(super) size: u64,
+    pub(super) digests: Digests,
+    pub(super) content: Content,
+}
+
+/// For whom blocks are stored.
+pub(super) struct Target {
+    pub(super) version: VersionId,
+    pub(super) owner: BlockOwner,
+    /// Bodies up to this many bytes are kept whole; 0: never.
+    pub(super) inline_max: usize,
+    /// Extra checksum to compute.
+    pub(super) algorithm: Option<ChecksumAlgorithm>,
+}
+
+/// A block being filled: the kind byte of a raw envelope, then plain bytes.
+struct Filling {
+    envelope: Vec<u8>,
+    capacity: usize,
+    claim: Claim,
+}
+
+impl Filling {
+    /// Moves from `piece` what fits.
+    fn take(&mut self, piece: &mut Bytes) {
+        let n = (self.capacity - self.envelope.len()).min(piece.len());
+        self.envelope.extend_from_slice(&piece[..n]);
+        piece.advance(n);
+    }
+
+    fn is_full(&self) -> bool {
+        self.envelope.len() == self.capacity
+    }
+}
+
+type Sends = FuturesUnordered<BoxFuture<'static, Result<(), DomainError>>>;
+
+/// Awaits `work` while sends go on; a failed send ends it.
+async fn beside<T>(sends: &mut Sends, work: impl Future<Output = T>) -> Result<T, DomainError> {
+    let mut work = pin!(work);
+    loop {
+        // Biased: sends are few and each ends once, so they can't keep `work` from its turn.
+        tokio::select! { biased;
+            Some(sent) = sends.next() => sent?,
+            out = &mut work => return Ok(out),
+        }
+    }
+}
+
+struct Receiver<'a> {
+    gateway: &'a Arc<Gateway>,
+    target: &'a Target,
+    sends: Sends,
+    digests: Option<DigestTask>,
+    entries: Vec<BlockEntry>,
+    sent: HashSet<Hash>,
+    renewed: std::time::Duration,
+}
+
+/// Takes in a body. `checks.checksum` is compared with the digest of [`Target::algorithm`].
+pub(super) async fn receive(
+    gateway: &Arc<Gateway>,
+    target: &Target,
+    checks: &BodyChecks,
+    mut body: Body,
+) -> Result<Received, DomainError> {
+    if let Some(size) = checks.length.filter(|l| *l > MAX_PUT_SIZE) {
+        return Err(DomainError::EntityTooLarge { size, max: MAX_PUT_SIZE });
+    }
+    let mut receiver = Receiver {
+        gateway,
+        target,
+        sends: Sends::new(),
+        digests: None,
+        entries: Vec::new(),
+        sent: HashSet::default(),
+        renewed: gateway.env.now(),
+    };
+    let mut size = 0u64;
+    let mut filling: Option<Filling> = None;
+    while let Some(mut piece) = receiver.next_piece(&mut body).await? {
+        size += piece.len() as u64;
+        check_length(size, checks.length)?;
+        while !piece.is_empty() {
+            if filling.as_ref().is_some_and(Filling::is_full) {
+                receiver.send(filling.take()).await?;
+            }
+            let mut block = match filling.take() {
+                Some(block) => block,
+                None => receiver.begin(checks.length.map(|l| l - (size - piece.len() as u64))).await?,
+            };
+            block.take(&mut piece);
+            filling = Some(block);
+        }
+    }
+    if let Some(want) = checks.length.filter(|want| *want != size) {
+        return Err(DomainError::IncompleteBody { got: size, want });
+    }
+    let (digests, content) = receiver.finish(size, filling).await?;
+    check_digests(checks, &digests)?;
+    Ok(Received { size, digests, content })
+}
+
+fn check_length(size: u64, announced: Option<u64>) -> Result<(), DomainError> {
+    if announced.is_some_and(|l| size > l) {
+        let reason = format!("the body has more than the {} bytes announced", announced.unwrap_or_default());
+        return Err(BodyError { fault: BodyFault::TooLarge, reason }.into());
+    }
+    if size > MAX_PUT_SIZE {
+        return Err(DomainError::EntityTooLarge { size, max: MAX_PUT_SIZE });
+    }
+    Ok(())
+}
+
+fn check_digests(checks: &BodyChecks, digests: &Digests) -> Result<(), DomainError> {
+    if checks.md5.is_some_and(|md5| md5 != digests.md5) {
+        return Err(DomainError::BadDigest);
+    }
+    let Some(request) = &checks.checksum else { return Ok(()) };
+    let expected = match &request.expected {
+        Expected::Unknown => return Ok(()),
+        Expected::Value(value) => value,
+        Expected::Trailer(trailer) => trailer.get().ok_or(DomainError::MissingTrailer)?,
+    };
+    match &digests.checksum {
+        Some(Checksum { algorithm, value, .. }) if *algorithm == request.algorithm => {
+            if value == expected {
+                Ok(())
+            } else {
+                let (expected, found) = (hex::encode(expected), hex::encode(value));
+                Err(DomainError::BadChecksum { algorithm: *algorithm, expected, found })
+            }
+        }
+        other => Err(DomainError::ChecksumMismatch { wanted: other.as_ref().map(|c| c.algorithm) }),
+    }
+}
+
+impl Receiver<'_> {
+    /// The next piece of the body, while sends go on and references are renewed.
+    async fn next_piece(&mut self, body: &mut Body) -> Result<Option<Bytes>, DomainError> {
+        loop {
+            let since = self.gateway.env.now().saturating_sub(self.renewed);
+            let next = tokio::time::timeout(HEARTBEAT.saturating_sub(since), body.next());
+            if let Ok(piece) = beside(&mut self.sends, next).await? {
+                return Ok(piece.transpose()?);
+            }
+            self.renew().await?;
+        }
+    }
+
+    /// Tells the storage nodes that this upload lives.
+    async fn renew(&mut self) -> Result<(), DomainError> {
+        let renewal = self.gateway.refer(self.target.version, &self.target.owner, &self.entries);
+        if let Err(error) = beside(&mut self.sends, renewal).await? {
+            // The references last much longer than one beat.
+            tracing::warn!(%error, "references of an upload under way could not be renewed; tried again later");
+        }
+        self.renewed = self.gateway.env.now();
+        Ok(())
+    }
+
+    /// Claims memory for the next block. `left`: bytes still to come, if known.
+    async fn begin(&mut self, left: Option<u64>) -> Result<Filling, DomainError> {
+        let config = &self.gateway.config;
+        let plain = left.map_or(config.block_size, |left| left.clamp(1, config.block_size as u64) as usize);
+        let claim = self.gateway.upload_memory.claim(2 * plain);
+        let claim = beside(&mut self.sends, claim).await??;
+        let capacity = plain + block::OVERHEAD;
+        // Without a known length most bodies are small: let it grow.
+        let mut envelope = Vec::with_capacity(if left.is_some() { capacity } else { capacity.min(IN_LINE) });
+        envelope.push(block::RAW);
+        Ok(Filling { envelope, capacity, claim })
+    }
+
+    /// Hashes, seals and sends a block.
+    async fn send(&mut self, filling: Option<Filling>) -> Result<(), DomainError> {
+        let Some(Filling { envelope, mut claim, .. }) = filling else { return Ok(()) };
+        let len = envelope.len() - block::OVERHEAD;
+        let raw = match claim.split(envelope.len().min(self.gateway.config.block_size)) {
+            Some(part) => hold(envelope, part),
+            None => Bytes::from(envelope),
+        };
+        let plain = raw.slice(block::OVERHEAD..);
+        let digests = self
+            .digests
+            .get_or_insert_with(|| DigestTask::start(self.gateway, Digesting::new(self.target.algorithm)));
+        beside(&mut self.sends, digests.push(plain.clone())).await??;
+        let level = self.gateway.config.compression;
+        let seal = move || {
+            let hash = Hash::of(&plain);
+            let packed = level.map(|_| block::seal(&plain, level)).filter(|e| e.first() != Some(&block::RAW));
+            (hash, packed)
+        };
+        let (hash, packed) = if len <= IN_LINE {
+            seal()
+        } else {
+            beside(&mut self.sends, self.gateway.env.run_blocking(seal)).await??
+        };
+        let sealed = match packed {
+            Some(packed) => match claim.split(packed.len()) {
+                Some(part) => hold(packed, part),
+                None => packed,
+            },
+            None => raw,
+        };
+        drop(claim);
+        self.entries.push(BlockEntry { hash, len: len as u32 });
+        if self.sent.insert(hash) {
+            self.put(hash, sealed).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, hash: Hash, envelope: Bytes) -> Result<(), DomainError> {
+        while self.sends.len() >= PUT_BLOCKS_IN_FLIGHT {
+            if let Some(sent) = self.sends.next().await {
+                sent?;
+            }
+        }
+        let reference = row_bytes(&BlockRefRow {
+            block: hash,
+            version: self.target.version,
+            created_ms: self.gateway.env.wall_millis(),
+            owner: self.target.owner.clone(),
+            deleted: false,
+        });
+        let store = self.gateway.store.clone();
+        self.sends.push(Box::pin(async move { Ok(store.put_block(hash, reference, envelope).await?) }));
+        Ok(())
+    }
+
+    /// The body has ended: keeps it whole if small, else sends the rest and waits until all is durable.
+    async fn finish(mut self, size: u64, last: Option<Filling>) -> Result<(Digests, Content), DomainError> {
+        if self.entries.is_empty() && size <= self.target.inline_max as u64 {
+            let mut envelope = last.map_or_else(|| vec![block::RAW], |filling| filling.envelope);
+            envelope.drain(..block::OVERHEAD);
+            let mut digesting = Digesting::new(self.target.algorithm);
+            digesting.update(&envelope);
+            return Ok((digesting.finish(), Content::Inline(envelope)));
+        }
+        self.send(last).await?;
+        if self.entries.len() > MAX_ROW_BLOCKS {
+            let (gateway, version, entries) =
+                (self.gateway.clone(), self.target.version, self.entries.clone());
+            self.sends.push(Box::pin(async move { gateway.write_manifest(version, &entries).await }));
+        }
+        while let Some(sent) = self.sends.next().await {
+            sent?;
+        }
+        let digests = match self.digests {
+            Some(task) => task.finish().await?,
+            None => Digesting::new(self.target.algorithm).finish(),
+        };
+        Ok((digests, Content::Blocks(self.entries)))
+    }
+}

@@ -1,0 +1,241 @@
+//! Rows by quorum: read and merge (with repair of nodes that lag), write, page through, refer to blocks.
+
+use super::store::{Wrote, place_of, place_of_block, row_bytes};
+use super::{DomainError, Gateway};
+use crate::limits::{FAN_OUT, MAX_OUTDATED_TRIES, REFER_BATCH};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use hayloft_common::codec;
+use hayloft_common::hash::Hash;
+use hayloft_common::id::VersionId;
+use hayloft_common::limits::MANIFEST_CHUNK;
+use hayloft_common::map::HashSet;
+use hayloft_common::schema::{BlockEntry, BlockOwner, BlockRefRow, ManifestRow, Row};
+use hayloft_common::stamp::Stamp;
+use hayloft_proto::message::table::{ReadRange, ReadRow, RowBytes, WriteMode};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Read repairs under way at once; a further one is left to anti-entropy.
+pub(super) const MAX_REPAIRS: usize = 64;
+
+pub(super) fn decode<R: Row>(bytes: &[u8]) -> Result<R, DomainError> {
+    codec::decode(bytes).map_err(|e| DomainError::Damaged { detail: e.to_string() })
+}
+
+/// Merges the replies of a quorum. The flag says whether a node that answered lacks something.
+pub(super) fn merge<R: Row>(replies: &[Option<Vec<u8>>]) -> Result<(Option<R>, bool), DomainError> {
+    let differ = replies.windows(2).any(|pair| pair[0] != pair[1]);
+    let mut merged: Option<R> = None;
+    for bytes in replies.iter().flatten() {
+        if !differ && merged.is_some() {
+            break;
+        }
+        let row: R = decode(bytes)?;
+        match &mut merged {
+            Some(have) => have.merge(&row),
+            None => merged = Some(row),
+        }
+    }
+    Ok((merged, differ))
+}
+
+impl Gateway {
+    /// A row as a read quorum knows it, tombstones included. 1 R.
+    pub(super) async fn read<R: Row>(
+        &self,
+        partition_key: Vec<u8>,
+        sort_key: Vec<u8>,
+    ) -> Result<Option<R>, DomainError> {
+        let replies = self.store.read_row(ReadRow { table: R::TABLE, partition_key, sort_key }).await?;
+        self.merge_and_repair(&replies)
+    }
+
+    pub(super) fn merge_and_repair<R: Row>(
+        &self,
+        replies: &[Option<Vec<u8>>],
+    ) -> Result<Option<R>, DomainError> {
+        let (row, differ) = merge::<R>(replies)?;
+        if let Some(row) = row.as_ref().filter(|_| differ) {
+            self.repair(row);
+        }
+        Ok(row)
+    }
+
+    /// Writes a merged row back, beside the request.
+    fn repair<R: Row>(&self, row: &R) {
+        let Ok(permit) = self.repairs.clone().try_acquire_owned() else { return };
+        let (store, place, row) = (self.store.clone(), place_of(&row.partition_key()), row_bytes(row));
+        self.env.spawn("read repair", async move {
+            if let Err(error) = store.write_rows(place, WriteMode::Merge, vec![row]).await {
+                tracing::debug!(%error, "read repair failed; anti-entropy will do it");
+            }
+            drop(permit);
+        });
+    }
+
+    /// Writes a row whose merge keeps all that both sides know. 1 R.
+    pub(super) async fn write_merge<R: Row>(&self, row: &R) -> Result<(), DomainError> {
+        let place = place_of(&row.partition_key());
+        self.store.write_rows(place, WriteMode::Merge, vec![row_bytes(row)]).await?;
+        Ok(())
+    }
+
+    /// A client's write: `make` builds the rows for a stamp; again, above the newest stamp seen, while replicas
+    /// call it outdated. All rows are of one partition. 1 R when the clock is not behind.
+    pub(super) async fn write_put(
+        &self,
+        place: Hash,
+        floor: Stamp,
+        mut make: impl FnMut(Stamp) -> Vec<RowBytes> + Send,
+    ) -> Result<Stamp, DomainError> {
+        let mut floor = floor;
+        for attempt in 0..MAX_OUTDATED_TRIES {
+            let stamp = self.clock.above(floor);
+            match self.store.write_rows(place, WriteMode::Put, make(stamp)).await? {
+                Wrote::Done => return Ok(stamp),
+                Wrote::Outdated(newest) => floor = floor.max(newest),
+            }
+            self.back_off(attempt).await;
+        }
+        Err(DomainError::Contention)
+    }
+
+    /// A short random pause, from the second try on: the first is only our clock that is behind.
+    pub(super) async fn back_off(&self, attempt: usize) {
+        if attempt > 0 {
+            let most = 5_000u64 << attempt.min(7);
+            tokio::time::sleep(Duration::from_micros(self.env.random_u64() % most)).await;
+        }
+    }
+
+    /// All rows of a range as a read quorum knows them, tombstones included, up to `limit` (about). Returns where to
+    /// go on, if there is more.
+    pub(super) async fn read_range<R: Row>(
+        &self,
+        partition_key: &[u8],
+        from: Vec<u8>,
+        to: Option<Vec<u8>>,
+        limit: usize,
+    ) -> Result<(Vec<R>, Option<Vec<u8>>), DomainError> {
+        let mut rows: BTreeMap<Vec<u8>, R> = BTreeMap::new();
+        let mut from = from;
+        loop {
+            let replies = self
+                .store
+                .read_range(ReadRange {
+                    table: R::TABLE,
+                    partition_key: partition_key.to_vec(),
+                    from: from.clone(),
+                    to: to.clone().map(serde_bytes::ByteBuf::from),
+                    limit: (limit - rows.len()).clamp(1, 1000) as u32,
+                })
+                .await?;
+            // What every reply covers: below the lowest point at which one of them stopped.
+            let next = replies.iter().filter_map(|r| r.next.as_ref()).min().map(|n| n.to_vec());
+            for bytes in replies.iter().flat_map(|r| &r.rows) {
+                let row: R = decode(bytes)?;
+                let key = row.sort_key();
+                if next.as_ref().is_some_and(|n| key >= *n) {
+                    continue;
+                }
+                match rows.get_mut(&key) {
+                    Some(have) => have.merge(&row),
+                    None => {
+                        rows.insert(key, row);
+                    }
+                }
+            }
+            match next {
+                Some(next) if rows.len() < limit && next > from => from = next,
+                next => return Ok((rows.into_values().collect(), next)),
+            }
+        }
+    }
+
+    /// Makes references of `version` to blocks that should be there. 1 R, whatever their number (in groups of
+    /// partitions, a few at once). Blocks that no node seems to hold are looked for; `Damaged` if they are gone.
+    pub(super) async fn refer(
+        &self,
+        version: VersionId,
+        owner: &BlockOwner,
+        blocks: &[BlockEntry],
+    ) -> Result<(), DomainError> {
+        let created_ms = self.env.wall_millis();
+        let mut groups: BTreeMap<u16, Vec<RowBytes>> = BTreeMap::new();
+        let mut places: BTreeMap<u16, Hash> = BTreeMap::new();
+        let mut seen = HashSet::default();
+        for entry in blocks.iter().filter(|b| seen.insert(b.hash)) {
+            let place = place_of_block(&entry.hash);
+            let partition = self.store.partition_of(&place);
+            places.insert(partition, place);
+            let row =
+                BlockRefRow { block: entry.hash, version, created_ms, owner: owner.clone(), deleted: false };
+            groups.entry(partition).or_default().push(row_bytes(&row));
+        }
+        let batches = groups.into_iter().flat_map(|(partition, rows)| {
+            let place = places[&partition];
+            rows.chunks(REFER_BATCH).map(|batch| (place, batch.to_vec())).collect::<Vec<_>>()
+        });
+        let batches: Vec<_> = batches.collect();
+        let missing: Vec<Vec<Hash>> = stream::iter(batches)
+            .map(|(place, batch)| self.store.refer_blocks(place, batch))
+            .buffer_unordered(FAN_OUT)
+            .try_collect()
+            .await?;
+        for hash in missing.into_iter().flatten() {
+            let max = blocks.iter().find(|b| b.hash == hash).map_or(0, |b| b.len as usize);
+            self.store.get_block(hash, max).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the manifest rows of a block list too long for its row. 1 R.
+    pub(super) async fn write_manifest(
+        &self,
+        version: VersionId,
+        blocks: &[BlockEntry],
+    ) -> Result<(), DomainError> {
+        let rows: Vec<_> = (0u32..)
+            .zip(blocks.chunks(MANIFEST_CHUNK))
+            .map(|(chunk, blocks)| ManifestRow { version, chunk, blocks: blocks.to_vec(), deleted: false })
+            .map(|row| row_bytes(&row))
+            .collect();
+        // A frame holds some ten chunks of 36 KiB with ease.
+        let batches: Vec<Vec<RowBytes>> = rows.chunks(8).map(<[_]>::to_vec).collect();
+        let place = place_of(&version.0);
+        stream::iter(batches)
+            .map(|batch| self.store.write_rows(place, WriteMode::Put, batch))
+            .buffer_unordered(FAN_OUT)
+            .try_for_each(|_| async { Ok(()) })
+            .await?;
+        Ok(())
+    }
+
+    /// One manifest row's blocks. 1 R.
+    pub(super) async fn read_manifest(
+        &self,
+        version: VersionId,
+        chunk: u32,
+    ) -> Result<Vec<BlockEntry>, DomainError> {
+        let row: Option<ManifestRow> = self.read(version.0.to_vec(), chunk.to_be_bytes().to_vec()).await?;
+        match row {
+            Some(row) if !row.deleted => Ok(row.blocks),
+            _ => Err(DomainError::Damaged {
+                detail: format!("block list {chunk} of version {version} is gone"),
+            }),
+        }
+    }
+
+    /// All blocks that stand in `chunks` manifest rows.
+    pub(super) async fn read_manifests(
+        &self,
+        version: VersionId,
+        chunks: u32,
+    ) -> Result<Vec<BlockEntry>, DomainError> {
+        stream::iter(0..chunks)
+            .map(|chunk| self.read_manifest(version, chunk))
+            .buffered(FAN_OUT)
+            .try_concat()
+            .await
+    }
+}

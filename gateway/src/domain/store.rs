@@ -1,0 +1,110 @@
+//! The storage nodes as the domain sees them: each method is one quorum operation (or one good copy, for blocks).
+//!
+//! The real version is [`super::ClusterStore`]; [`super::memory::MemoryStore`] is one for tests, with stale and dead
+//! replicas. Retries after a layout change and hedging are below this seam; merging of replies is above it.
+
+use super::DomainError;
+use async_trait::async_trait;
+use bytes::Bytes;
+use hayloft_common::hash::Hash;
+use hayloft_common::schema::Row;
+use hayloft_common::{codec, stamp::Stamp};
+use hayloft_proto::message::table::{
+    IndexCounters, ListKeys, ListKeysReply, ReadRange, ReadRangeReply, ReadRow, RowBytes, WriteMode,
+};
+
+/// Why a quorum operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Too few nodes answered. A write may have reached some of them.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Nodes have no room.
+    #[error("{0}")]
+    NoSpace(String),
+    /// Every copy asked for is missing or damaged.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<StoreError> for DomainError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(detail) => Self::Unavailable { detail },
+            StoreError::NoSpace(detail) => Self::NoSpace { detail },
+            StoreError::Damaged(detail) => Self::Damaged { detail },
+        }
+    }
+}
+
+/// What became of a write that enough nodes answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrote {
+    /// Durable on a write quorum of each set.
+    Done,
+    /// Mode `Put`: go above this stamp. Some nodes may have taken the rows.
+    Outdated(Stamp),
+}
+
+/// An encoded row of one node; `None` if it never had one.
+pub type StoredRow = Option<Vec<u8>>;
+
+/// A quorum read under way.
+#[async_trait]
+pub trait EarlyRow: Send {
+    /// The first reply there is; it may be stale.
+    async fn first(&mut self) -> Result<StoredRow, StoreError>;
+    /// The replies of a read quorum.
+    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError>;
+}
+
+/// See the module's head. `place` is the hash of the rows' partition key.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The partition of a place: references to blocks of one partition may travel together.
+    fn partition_of(&self, place: &Hash) -> u16;
+
+    /// Writes rows of one partition in one transaction a node.
+    async fn write_rows(
+        &self,
+        place: Hash,
+        mode: WriteMode,
+        rows: Vec<RowBytes>,
+    ) -> Result<Wrote, StoreError>;
+
+    async fn read_row(&self, read: ReadRow) -> Result<Vec<StoredRow>, StoreError>;
+
+    fn read_row_early(&self, read: ReadRow) -> Box<dyn EarlyRow>;
+
+    async fn read_range(&self, read: ReadRange) -> Result<Vec<ReadRangeReply>, StoreError>;
+
+    async fn list_keys(&self, list: ListKeys) -> Result<Vec<ListKeysReply>, StoreError>;
+
+    async fn read_counters(&self, partition_key: Vec<u8>) -> Result<Vec<IndexCounters>, StoreError>;
+
+    /// Stores an envelope with a reference row on a write quorum. The envelope may live on behind the answer, for
+    /// nodes that are late.
+    async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError>;
+
+    /// Adds references to blocks of one partition, on a write quorum. Answers the blocks that none of the nodes
+    /// that answered holds.
+    async fn refer_blocks(&self, place: Hash, references: Vec<RowBytes>) -> Result<Vec<Hash>, StoreError>;
+
+    /// The plain block, checked against its hash, from the nearest node that has a good copy; at most `max` bytes.
+    async fn get_block(&self, block: Hash, max: usize) -> Result<Bytes, StoreError>;
+}
+
+/// The place of a partition key.
+pub fn place_of(partition_key: &[u8]) -> Hash {
+    Hash::of(partition_key)
+}
+
+/// The place of a block and of its references: the block's name is a hash already.
+pub fn place_of_block(block: &Hash) -> Hash {
+    *block
+}
+
+/// Encodes a row for a write.
+pub fn row_bytes<R: Row>(row: &R) -> RowBytes {
+    RowBytes { table: R::TABLE, bytes: codec::encode(row) }
+}
