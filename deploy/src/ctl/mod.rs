@@ -12,11 +12,11 @@ use crate::client::{Client, ClientError, read};
 use crate::cluster_file::ClusterFile;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use hayloft_common::config::{Secret, read_secret_file};
+use hayloft_common::config::{EnvVars, Secret, read_secret_file};
 use hayloft_common::id::NodeId;
 use hayloft_proto::admin::{BucketInfo, Endpoint, KeyInfo};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the admin interface is used when nothing says otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:3903";
@@ -24,14 +24,15 @@ const DEFAULT_URL: &str = "http://127.0.0.1:3903";
 /// How to reach the cluster.
 #[derive(Args, Debug, Default)]
 pub struct Connection {
-    /// Admin interface of a gateway, as http://HOST:PORT [default: http://127.0.0.1:3903]
-    #[arg(long, global = true, env = "HAYLOFT_ADMIN_URL", value_name = "URL")]
+    /// Admin interface of a gateway, as http://HOST:PORT [env: HAYLOFT_ADMIN_URL] [default:
+    /// http://127.0.0.1:3903]
+    #[arg(long, global = true, value_name = "URL")]
     pub admin_url: Option<String>,
-    /// Admin token. Other users of this machine can see it on the command line: prefer a file or the variable
-    #[arg(long, global = true, env = "HAYLOFT_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    /// Admin token; others on this machine can see it here: prefer a file [env: HAYLOFT_ADMIN_TOKEN]
+    #[arg(long, global = true, value_name = "TOKEN", conflicts_with = "admin_token_file")]
     pub admin_token: Option<String>,
-    /// File that holds the admin token; must not be readable by others
-    #[arg(long, global = true, env = "HAYLOFT_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    /// File that holds the admin token; must not be readable by others [env: HAYLOFT_ADMIN_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
     /// JSON file that `hayloft dev` wrote: take address and token from it
     #[arg(long, global = true, value_name = "FILE")]
@@ -43,20 +44,36 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A client for what the options, the variables and the cluster file say, in this order.
+    /// A client for what the options say, then the cluster file, then the variables of the environment.
     pub fn client(&self) -> anyhow::Result<Client> {
+        let (url, token) =
+            self.resolve(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
+        Ok(Client::new(&url, token.as_ref())?)
+    }
+
+    /// Address and token. The environment comes last: an option of this very call must win.
+    fn resolve(&self, env: EnvVars<'_>) -> anyhow::Result<(String, Option<Secret>)> {
         let cluster = self.cluster.as_deref().map(ClusterFile::read).transpose()?;
         let url = self
             .admin_url
             .clone()
             .or_else(|| cluster.as_ref().map(|cluster| cluster.admin.url.clone()))
+            .or_else(|| env("HAYLOFT_ADMIN_URL"))
             .unwrap_or_else(|| DEFAULT_URL.to_owned());
-        let token = match (&self.admin_token, &self.admin_token_file) {
-            (Some(token), _) => Some(Secret::new(token.trim())),
-            (None, Some(path)) => Some(Secret::new(read_secret_file(path, false)?)),
-            (None, None) => cluster.map(|cluster| Secret::new(cluster.admin.token)),
+        let token = if let Some(token) = &self.admin_token {
+            Some(token.trim().to_owned())
+        } else if let Some(path) = &self.admin_token_file {
+            Some(read_secret_file(path, false)?)
+        } else if let Some(cluster) = cluster {
+            Some(cluster.admin.token)
+        } else if let Some(token) = env("HAYLOFT_ADMIN_TOKEN") {
+            Some(token.trim().to_owned())
+        } else if let Some(path) = env("HAYLOFT_ADMIN_TOKEN_FILE") {
+            Some(read_secret_file(Path::new(&path), false)?)
+        } else {
+            None
         };
-        Ok(Client::new(&url, token.as_ref())?)
+        Ok((url, token.map(Secret::new)))
     }
 }
 
@@ -186,6 +203,34 @@ mod tests {
         assert!(resolve_node("zz", &ids).unwrap_err().to_string().contains("hayloft status"));
         let unknown = "ab".repeat(32);
         assert_eq!(resolve_node(&unknown, &ids).unwrap().to_string(), unknown);
+    }
+
+    #[test]
+    fn options_come_before_the_cluster_file_and_that_before_the_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cluster.json");
+        let cluster = serde_json::json!({
+            "s3": {"endpoints": [], "region": "r", "access_key": "k", "secret_key": "s", "bucket": "b"},
+            "admin": {"url": "http://file:1", "token": "file"}, "processes": [], "config": {},
+        });
+        std::fs::write(&file, cluster.to_string()).unwrap();
+        let env = |name: &str| match name {
+            "HAYLOFT_ADMIN_URL" => Some("http://env:1".to_owned()),
+            "HAYLOFT_ADMIN_TOKEN" => Some("env".to_owned()),
+            _ => None,
+        };
+        let check = |connection: &Connection, env: EnvVars<'_>, url: &str, token: Option<&str>| {
+            let (found_url, found) = connection.resolve(env).unwrap();
+            assert_eq!((found_url.as_str(), found.as_ref().map(Secret::expose)), (url, token));
+        };
+        let mut connection = Connection::default();
+        check(&connection, &|_| None, DEFAULT_URL, None);
+        check(&connection, &env, "http://env:1", Some("env"));
+        connection.cluster = Some(file);
+        check(&connection, &env, "http://file:1", Some("file"));
+        connection.admin_url = Some("http://option:1".into());
+        connection.admin_token = Some("option".into());
+        check(&connection, &env, "http://option:1", Some("option"));
     }
 
     #[test]

@@ -14,6 +14,15 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
+/// Variables that would override the secrets of this cluster's configuration.
+const FOREIGN: [&str; 6] = [
+    "HAYLOFT_RPC_SECRET",
+    "HAYLOFT_RPC_SECRET_FILE",
+    "HAYLOFT_ADMIN_TOKEN",
+    "HAYLOFT_ADMIN_TOKEN_FILE",
+    "HAYLOFT_METRICS_TOKEN",
+    "HAYLOFT_METRICS_TOKEN_FILE",
+];
 /// How long a daemon may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of the end of a log is looked at.
@@ -52,6 +61,16 @@ pub(super) fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The command that runs the daemon `program` with `config`. It dies with its handle.
+pub(super) fn daemon(program: &Path, config: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg("--config").arg(config).kill_on_drop(true);
+    for name in FOREIGN {
+        command.env_remove(name);
+    }
+    command
+}
+
 impl Fleet {
     pub(super) fn new(env: &Env, dir: &Path) -> Self {
         let (exit, exits) = mpsc::unbounded_channel();
@@ -72,16 +91,13 @@ impl Fleet {
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let path = program(node.role.program())?;
-        let mut command = Command::new(&path);
+        let mut command = daemon(&path, &node.config(&self.dir));
         command
-            .arg("--config")
-            .arg(node.config(&self.dir))
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share the log")?)
             .stderr(output)
             // A group of its own: Ctrl-C reaches this process only, which then stops the daemons in order.
-            .process_group(0)
-            .kill_on_drop(true);
+            .process_group(0);
         if let Some(filter) = log_filter {
             command.env("RUST_LOG", filter);
         }

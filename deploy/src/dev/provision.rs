@@ -3,7 +3,7 @@
 //! Every step looks first at what is there, so that a start that was interrupted is continued by the next.
 
 use super::plan::{Key, Node, State};
-use super::process::{Fleet, program};
+use super::process::{Fleet, daemon, program};
 use crate::client::{Client, ClientError, read};
 use anyhow::Context as _;
 use hayloft_common::config::Secret;
@@ -30,11 +30,8 @@ pub(super) async fn node_ids(state: &State, dir: &Path) -> anyhow::Result<Vec<St
     let mut ids = Vec::new();
     for node in state.storage() {
         let path = program(node.role.program())?;
-        let output = tokio::process::Command::new(&path)
-            .arg("--config")
-            .arg(node.config(dir))
+        let output = daemon(&path, &node.config(dir))
             .arg("--print-node-id")
-            .kill_on_drop(true)
             .output()
             .await
             .with_context(|| format!("cannot start {}", path.display()))?;
@@ -59,10 +56,10 @@ pub(super) async fn make_ready(
     dir: &Path,
 ) -> anyhow::Result<()> {
     eprintln!(
-        "Starting {} storage nodes and {} gateways in {} …",
+        "Starting the cluster in {}: {} storage, {} gateway …",
+        dir.display(),
         ids.len(),
-        state.gateways().count(),
-        dir.display()
+        state.gateways().count()
     );
     for node in &state.nodes {
         let client = Client::new(&admin_url(node), None)?;
