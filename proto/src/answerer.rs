@@ -8,7 +8,7 @@ use crate::frame::{Frame, Request};
 use crate::greet::Greeted;
 use crate::hello::Agreed;
 use crate::limits::MAX_ERROR_TEXT;
-use crate::link::{Command, GOAWAY_STOPPING, GOAWAY_VIOLATION, Link, LinkError, Returns, follows};
+use crate::link::{Command, GOAWAY_STOPPING, GOAWAY_VIOLATION, Link, LinkError, Returns, TURNS, follows};
 use crate::server::{CallPermit, Gates, Incoming, Shared};
 use bytes::Bytes;
 use hayloft_common::env::TaskHandle;
@@ -74,9 +74,9 @@ pub(crate) async fn run(
         Err(why) => Poll::Ready(why),
     })
     .await;
-    let Answerer { link, calls, .. } = answerer;
+    let Answerer { mut link, calls, .. } = answerer;
     drop(calls);
-    link.close(&why).await;
+    link.close(why.farewell()).await;
     why
 }
 
@@ -107,7 +107,7 @@ impl Answerer<'_> {
     /// Does everything that can be done now, in turns, until nothing moves.
     fn poll_all(&mut self, cx: &mut Context<'_>, frames: &mut Vec<Frame>) -> Result<(), LinkError> {
         self.link.poll_timer(cx)?;
-        loop {
+        for _ in 0..TURNS {
             let mut moved = false;
             while let Poll::Ready(Some(command)) = self.inbox.poll_recv(cx) {
                 self.on_command(command);
@@ -141,6 +141,9 @@ impl Answerer<'_> {
                 return Ok(());
             }
         }
+        // There is more to do, but other tasks want the thread too.
+        cx.waker().wake_by_ref();
+        Ok(())
     }
 
     /// Forgets calls whose answer is through, or whose caller gave up.
@@ -196,8 +199,6 @@ impl Answerer<'_> {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Request { stream, request } => self.start(stream, request),
-            // `sweep` drops the handler and the body.
-            Event::Cancelled { .. } => {}
             Event::Data { stream, end, bytes } => {
                 let Some(call) = self.calls.get_mut(&stream) else { return };
                 if let Some(pieces) = &call.arriving {
@@ -216,8 +217,8 @@ impl Answerer<'_> {
                     tracing::warn!(peer = %self.peer, reason, "the peer closes the connection: it says we broke the protocol");
                 }
             }
-            // The connection state hands these to the calling end only.
-            Event::Response { .. } | Event::Failed { .. } => {}
+            // `sweep` drops a cancelled call; the others go to the calling end only.
+            Event::Cancelled { .. } | Event::Response { .. } | Event::Failed { .. } => {}
         }
     }
 

@@ -8,7 +8,7 @@ use crate::frame::{Frame, Request};
 use crate::greet::Greeted;
 use crate::hello::Agreed;
 use crate::limits::Limits;
-use crate::link::{Call, Command, GOAWAY_VIOLATION, Link, LinkError, Returns, follows};
+use crate::link::{Call, Command, GOAWAY_VIOLATION, Link, LinkError, Returns, TURNS, follows};
 use crate::stats::PeerMeter;
 use bytes::Bytes;
 use hayloft_common::env::Env;
@@ -109,9 +109,12 @@ struct Caller {
     limits: Arc<Limits>,
     peer: NodeId,
     stopping: bool,
+    /// Tells the keeper to make another connection.
+    ended: Option<oneshot::Sender<LinkError>>,
 }
 
-/// Starts the task of a connection. The returned future ends when the connection does, and says why.
+/// Starts the task of a connection. The receiver hears when the connection takes no more calls, and why;
+/// what runs then is still finished if the connection lives.
 pub(crate) fn start(
     env: &Env,
     greeted: Greeted,
@@ -119,6 +122,7 @@ pub(crate) fn start(
     meter: Option<Arc<PeerMeter>>,
 ) -> (Line, oneshot::Receiver<LinkError>) {
     let (commands, inbox) = mpsc::unbounded_channel();
+    let (ended, end) = oneshot::channel();
     let state = Arc::new(LineState { next_call: AtomicU64::new(0), closed: AtomicBool::new(false) });
     let Greeted { stream, peer, agreed } = greeted;
     let link = Link::new(env.clone(), stream, End::Caller, &agreed, limits.clone(), meter);
@@ -132,13 +136,9 @@ pub(crate) fn start(
         limits,
         peer,
         stopping: false,
+        ended: Some(ended),
     };
-    let (ended, end) = oneshot::channel();
-    env.spawn("rpc caller", async move {
-        let why = caller.run().await;
-        // Nobody may be waiting for the end.
-        let _ = ended.send(why);
-    });
+    env.spawn("rpc caller", caller.run());
     (Line { commands, state, agreed }, end)
 }
 
@@ -152,7 +152,7 @@ impl Drop for Closer {
 }
 
 impl Caller {
-    async fn run(mut self) -> LinkError {
+    async fn run(mut self) {
         if let Some(meter) = &self.link.meter {
             meter.link_up(self.link.env.now());
         }
@@ -166,8 +166,9 @@ impl Caller {
         if why.is_violation() {
             tracing::warn!(peer = %self.peer, error = %why, "closing a connection: the peer broke the protocol");
         }
-        self.link.close(&why).await;
-        why
+        let farewell = why.farewell();
+        self.tell(why);
+        self.link.close(farewell).await;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, frames: &mut Vec<Frame>) -> Poll<LinkError> {
@@ -180,13 +181,13 @@ impl Caller {
     /// Does everything that can be done now, in turns, until nothing moves.
     fn poll_all(&mut self, cx: &mut Context<'_>, frames: &mut Vec<Frame>) -> Result<(), LinkError> {
         self.link.poll_timer(cx)?;
-        loop {
+        for _ in 0..TURNS {
             let mut moved = self.poll_inbox(cx)?;
             if let Poll::Ready(read) = self.link.poll_frames(cx, frames) {
                 // Frames that came before the end count.
                 for frame in frames.drain(..) {
                     if let Some(event) = self.link.conn.receive(frame)? {
-                        self.on_event(event)?;
+                        self.on_event(event);
                     }
                 }
                 read?;
@@ -206,6 +207,9 @@ impl Caller {
                 return Ok(());
             }
         }
+        // There is more to do, but other tasks want the thread too.
+        cx.waker().wake_by_ref();
+        Ok(())
     }
 
     fn poll_inbox(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
@@ -267,20 +271,28 @@ impl Caller {
         }
     }
 
+    fn tell(&mut self, why: LinkError) {
+        if let Some(ended) = self.ended.take() {
+            // Nobody may be waiting for the end.
+            let _ = ended.send(why);
+        }
+    }
+
     /// Takes no new calls; what runs is finished.
     fn retire(&mut self) {
         self.stopping = true;
+        self.tell(LinkError::Closed);
         self.state.0.closed.store(true, Ordering::Release);
     }
 
-    fn on_event(&mut self, event: Event) -> Result<(), LinkError> {
+    fn on_event(&mut self, event: Event) {
         match event {
             Event::Response { stream, error, body, head } => {
-                let Some(call) = self.calls.get_mut(&stream) else { return Ok(()) };
+                let Some(call) = self.calls.get_mut(&stream) else { return };
                 if let (true, Some(meter)) = (call.measured, &self.link.meter) {
                     meter.call_took(self.link.env.now().saturating_sub(call.sent));
                 }
-                let Some(reply) = call.reply.take() else { return Ok(()) };
+                let Some(reply) = call.reply.take() else { return };
                 let answer = if error {
                     Err(RpcError::decode(&head)
                         .unwrap_or_else(|e| RpcError::internal(format!("unreadable error: {e}"))))
@@ -331,7 +343,6 @@ impl Caller {
             // The connection state hands these to the answering end only.
             Event::Request { .. } | Event::Cancelled { .. } => {}
         }
-        Ok(())
     }
 
     fn finish(&mut self, stream: u32) {

@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 
 /// Calls that may take longer than this (polls) do not count for a peer's latency.
-const LONGEST_MEASURED: Duration = Duration::from_secs(60);
+const LONGEST_MEASURED: Duration = Duration::from_mins(1);
 
 /// How a call is to be made.
 #[derive(Debug, Clone, Copy)]
@@ -433,7 +433,7 @@ impl Keeper {
 fn backoff(limits: &Limits, failures: u32, random: u64) -> Duration {
     let doubled = limits.backoff_min.saturating_mul(1 << (failures - 1).min(16));
     let full = doubled.min(limits.backoff_max);
-    full - full.mul_f64((random % 256) as f64 / 1024.0)
+    full.mul_f64(1.0 - (random % 256) as f64 / 1024.0)
 }
 
 #[cfg(test)]

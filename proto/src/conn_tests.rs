@@ -28,7 +28,7 @@ fn carry(from: &mut Conn, to: &mut Conn, count: usize) -> Vec<Event> {
     let mut decoder = Decoder::new(MAX_HEAD, MAX_DATA_FRAME);
     decoder.buffer(0).extend_from_slice(&outbox.take_all());
     let mut events = Vec::new();
-    while let Some(frame) = decoder.next().unwrap() {
+    while let Some(frame) = decoder.next_frame().unwrap() {
         events.extend(to.receive(frame).unwrap());
     }
     events

@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn the_wire_form_never_changes() {
         let golden = include_str!("../tests/golden/errors_v1.txt");
-        let now: String = one_of_each().iter().map(|e| format!("{}\n", hex::encode(e.encode()))).collect();
+        let now: String = one_of_each().iter().map(|e| hex::encode(e.encode()) + "\n").collect();
         assert_eq!(now, golden);
     }
 }

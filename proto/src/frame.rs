@@ -14,7 +14,7 @@
 //! History: version 1 is the first.
 
 use crate::limits::{FRAME_OVERHEAD, SMALL_FRAME};
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut, TryGetError};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -133,7 +133,7 @@ impl Decoder {
             Some(length) => (HEADER + length as usize).saturating_sub(self.buffer.len()),
             None => HEADER,
         };
-        // A frame over the limit never comes here: `next` was asked before and refused it.
+        // A frame over the limit never comes here: `next_frame` was asked before and refused it.
         let cap = (self.max_head + FRAME_OVERHEAD) as usize;
         self.buffer.reserve(missing.min(cap).max(at_least));
         &mut self.buffer
@@ -144,7 +144,7 @@ impl Decoder {
     }
 
     /// The next complete frame, if there is one.
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
         let kind = header[4];
@@ -186,7 +186,7 @@ fn parse(kind: u8, stream: u32, mut payload: Bytes) -> Option<Frame> {
             let deadline_ms = payload.try_get_u32().ok()?;
             let flags = payload.try_get_u8().ok()?;
             let trace = if flags & FLAG_TRACE == 0 { None } else { Some(parse_trace(&mut payload)?) };
-            let body = parse_follows(flags, &mut payload)?;
+            let body = parse_follows(flags, &mut payload).ok()?;
             if flags & !(FLAG_BODY | FLAG_LENGTH | FLAG_TRACE) != 0 {
                 return None;
             }
@@ -197,7 +197,7 @@ fn parse(kind: u8, stream: u32, mut payload: Bytes) -> Option<Frame> {
         }
         RESPONSE => {
             let flags = payload.try_get_u8().ok()?;
-            let body = parse_follows(flags, &mut payload)?;
+            let body = parse_follows(flags, &mut payload).ok()?;
             let error = flags & FLAG_ERROR != 0;
             if flags & !(FLAG_BODY | FLAG_LENGTH | FLAG_ERROR) != 0 || (error && body.is_some()) {
                 return None;
@@ -233,12 +233,12 @@ fn parse_trace(payload: &mut Bytes) -> Option<TraceContext> {
     Some(trace)
 }
 
-fn parse_follows(flags: u8, payload: &mut Bytes) -> Option<Option<Follows>> {
+fn parse_follows(flags: u8, payload: &mut Bytes) -> Result<Option<Follows>, TryGetError> {
     match (flags & FLAG_BODY != 0, flags & FLAG_LENGTH != 0) {
-        (false, false) => Some(None),
-        (true, false) => Some(Some(Follows(None))),
-        (true, true) => Some(Some(Follows(Some(payload.try_get_u64().ok()?)))),
-        (false, true) => None,
+        (false, false) => Ok(None),
+        (true, false) => Ok(Some(Follows(None))),
+        (true, true) => Ok(Some(Follows(Some(payload.try_get_u64()?)))),
+        (false, true) => Err(TryGetError { requested: 1, available: 0 }),
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn decode_all(bytes: &[u8], cuts: &[usize]) -> Result<Vec<Frame>, Fra
         let cut = cuts.next().unwrap_or(rest.len()).clamp(1, rest.len());
         decoder.buffer(cut).extend_from_slice(&rest[..cut]);
         rest = &rest[cut..];
-        while let Some(frame) = decoder.next()? {
+        while let Some(frame) = decoder.next_frame()? {
             frames.push(frame);
         }
     }
@@ -164,6 +164,7 @@ fn the_wire_form_never_changes() {
         Frame::Pong(7),
         Frame::GoAway { code: 1, reason: head.clone() },
     ];
-    let lines: String = frames.iter().map(|f| hex::encode(encode_all(&[f.clone()])) + "\n").collect();
+    let lines: String =
+        frames.iter().map(|f| hex::encode(encode_all(std::slice::from_ref(f))) + "\n").collect();
     assert_eq!(lines, include_str!("../tests/golden/frames_v1.txt"));
 }

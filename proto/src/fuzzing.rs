@@ -13,12 +13,12 @@ use hayloft_common::id::NodeId;
 pub fn frames(bytes: &[u8]) {
     let mut decoder = Decoder::new(MAX_HEAD, MAX_DATA_FRAME);
     decoder.buffer(bytes.len()).extend_from_slice(bytes);
-    while let Ok(Some(frame)) = decoder.next() {
+    while let Ok(Some(frame)) = decoder.next_frame() {
         let mut outbox = Outbox::default();
         outbox.push(frame.clone());
         let mut again = Decoder::new(MAX_HEAD, MAX_DATA_FRAME);
         again.buffer(0).extend_from_slice(&outbox.take_all());
-        assert_eq!(again.next(), Ok(Some(frame)));
+        assert_eq!(again.next_frame(), Ok(Some(frame)));
     }
     // Errors travel in frames.
     let _ = RpcError::decode(bytes);
@@ -43,7 +43,7 @@ pub fn conn(bytes: &[u8]) {
         }
         let mut decoder = Decoder::new(MAX_HEAD, MAX_DATA_FRAME);
         decoder.buffer(bytes.len()).extend_from_slice(bytes);
-        while let Ok(Some(frame)) = decoder.next() {
+        while let Ok(Some(frame)) = decoder.next_frame() {
             let Ok(event) = conn.receive(frame) else { break };
             match event {
                 Some(crate::conn::Event::Request { stream, request }) => {

@@ -9,7 +9,7 @@ use crate::conn::{Conn, End, Settings, Violation};
 use crate::error::RpcError;
 use crate::frame::{Decoder, Follows, Frame, FrameError, Outbox, Request};
 use crate::hello::{Agreed, Kind};
-use crate::limits::{Limits, MAX_DATA_FRAME};
+use crate::limits::{Limits, MAX_DATA_FRAME, MAX_HEAD};
 use crate::stats::PeerMeter;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -33,8 +33,10 @@ const BATCH_SMALL: usize = 32 << 10;
 const BATCH_BULK: usize = 256 << 10;
 /// Segments of one write.
 const SLICES: usize = 32;
-/// Reads in a row before others get a turn.
-const READS: usize = 16;
+/// Reads in a row before what they brought is handled.
+const READS: usize = 8;
+/// Rounds of work before a connection's task lets others have the thread.
+pub(crate) const TURNS: usize = 4;
 /// Time for the last words when a connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -129,6 +131,12 @@ impl LinkError {
     pub(crate) fn is_violation(&self) -> bool {
         matches!(self, Self::Frame(_) | Self::Violation(_))
     }
+
+    /// The last frame to send.
+    pub(crate) fn farewell(&self) -> Frame {
+        let code = if self.is_violation() { GOAWAY_VIOLATION } else { GOAWAY_DONE };
+        Frame::GoAway { code, reason: self.to_string().into() }
+    }
 }
 
 enum SourceState {
@@ -206,7 +214,7 @@ impl Link {
             meter,
             kind: agreed.kind,
             stream,
-            decoder: Decoder::new(limits.max_head, MAX_DATA_FRAME),
+            decoder: Decoder::new(limits.max_head.min(MAX_HEAD), MAX_DATA_FRAME),
             outbox: Outbox::default(),
             unflushed: false,
             sources: HashMap::default(),
@@ -255,7 +263,7 @@ impl Link {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(LinkError::Closed)),
                 Poll::Ready(Ok(_)) => {
                     heard = true;
-                    while let Some(frame) = self.decoder.next()? {
+                    while let Some(frame) = self.decoder.next_frame()? {
                         frames.push(frame);
                     }
                 }
@@ -404,10 +412,9 @@ impl Link {
         self.outbox.is_empty() && !self.unflushed && self.conn.queued_bytes() == 0
     }
 
-    /// Says why, if the peer can still hear it, and closes.
-    pub(crate) async fn close(mut self, why: &LinkError) {
-        let code = if why.is_violation() { GOAWAY_VIOLATION } else { GOAWAY_DONE };
-        self.outbox.push(Frame::GoAway { code, reason: why.to_string().into() });
+    /// Says the last words, if the peer can still hear them, and closes.
+    pub(crate) async fn close(&mut self, farewell: Frame) {
+        self.outbox.push(farewell);
         let last_words = async {
             while !self.outbox.is_empty() {
                 let mut slices = [IoSlice::new(&[]); SLICES];

@@ -228,6 +228,27 @@ async fn a_peer_that_comes_back_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_peer_that_stops_finishes_what_runs_and_others_do_not_wait_for_it() {
+    for (a, b) in pairs().await {
+        let (tx, body) = Body::channel(None);
+        let running = a.call(&b, DIGEST, b"", body);
+        let meanwhile = async {
+            tx.send(Bytes::from_static(b"abc")).await.unwrap();
+            a.call(&b, ECHO, b"", Body::empty()).await.unwrap();
+            let stop = b.server.stop(Duration::from_secs(20));
+            let others = async {
+                // Until the word that it stops has come, calls are still taken and refused there.
+                while a.call(&b, ECHO, b"", Body::empty()).await.is_ok() {}
+                tx.finish().await.unwrap();
+            };
+            tokio::join!(stop, others);
+        };
+        let (answer, ()) = tokio::join!(running, meanwhile);
+        assert_eq!(answer.unwrap().0, digest(b"abc"));
+    }
+}
+
+#[tokio::test]
 async fn more_calls_than_allowed_are_told_overloaded() {
     let limits = Limits { max_calls_per_peer: 2, ..quick_limits() };
     for (a, b) in [tls_pair(limits.clone()).await, memory_pair(limits).await] {
@@ -317,7 +338,7 @@ async fn a_peer_that_falls_silent_is_noticed_and_given_up() {
                 _ = tokio::io::copy_bidirectional(&mut near, &mut far) => continue,
             }
             // Both ends stay open, and nothing passes any more.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     });
     a.pool.set_addresses(b.id, vec!["line".into()]);
