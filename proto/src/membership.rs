@@ -160,16 +160,16 @@ impl Membership {
         }
     }
 
+    /// One exchange with every storage node known, all at once. True if one of them answered.
+    pub async fn round(&self) -> bool {
+        let peers = self.others();
+        let rounds = peers.iter().map(|info| self.exchange_with(info.id));
+        futures::future::join_all(rounds).await.into_iter().any(|ok| ok)
+    }
+
     async fn gossip(self: Arc<Self>) {
         loop {
-            let peers: Vec<NodeId> = self.peers.lock().keys().copied().collect();
-            let mut rounds = Vec::new();
-            for id in peers {
-                if self.me.as_ref().is_none_or(|me| me.id != id) {
-                    rounds.push(self.exchange_with(id));
-                }
-            }
-            let answered = futures::future::join_all(rounds).await.into_iter().any(|ok| ok);
+            let answered = self.round().await;
             let eager = !answered || self.cluster.layout().is_empty();
             let pause = self.jittered(if eager { EAGER_INTERVAL } else { INTERVAL });
             // Woken early or not: both lead to the next round.

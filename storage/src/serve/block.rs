@@ -28,7 +28,7 @@ const MAX_REFERENCES: usize = 1024;
 impl Node {
     pub(super) async fn put_block(self: &Arc<Self>, request: PutBlock, body: Body) -> Answer {
         let PutBlock { block, reference } = request;
-        self.check_place(&block)?;
+        self.check_place(&place_of(&block))?;
         check_reference(&reference, Some(block))?;
         self.metadata_space.check()?;
         let envelope = body.collect(crate::limits::MAX_STORED_BLOCK).await?;
@@ -52,7 +52,7 @@ impl Node {
         let mut missing = Vec::new();
         for reference in &request.references {
             let block = check_reference(reference, None)?;
-            self.check_place(&block)?;
+            self.check_place(&place_of(&block))?;
             if self.locate(block).await?.is_none() {
                 missing.push(block);
             }
@@ -81,7 +81,7 @@ impl Node {
 
     /// A gateway found our copy missing or bad.
     pub(super) async fn report_block(self: &Arc<Self>, request: ReportBlock) -> Answer {
-        self.check_place(&request.block)?;
+        self.check_place(&place_of(&request.block))?;
         self.repair_later(request.block);
         reply(&())
     }
@@ -129,7 +129,7 @@ impl Node {
         };
         let found = fanout::any_other(
             &self.cluster,
-            block,
+            place_of(&block),
             GetBlock { block },
             crate::limits::MAX_STORED_BLOCK,
             check,
@@ -140,6 +140,11 @@ impl Node {
         self.plane()?.commit.submit(job).await.map_err(|e| commit_error(&e))?;
         Ok(true)
     }
+}
+
+/// A block lies with its references: where the hash of their partition key, the block's hash, points.
+fn place_of(block: &Hash) -> Hash {
+    Hash::of(block.as_bytes())
 }
 
 fn index_entry(block: Hash, location: &Location) -> Batch {
