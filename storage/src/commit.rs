@@ -128,7 +128,7 @@ pub struct StatsNow {
 struct Waiting {
     job: Job,
     answer: oneshot::Sender<Result<Outcome, CommitError>>,
-    _bytes: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// The way to write. Cheap to clone; the owner stops when all clones are gone and the queue is empty.
@@ -157,7 +157,7 @@ impl CommitQueue {
         let bytes = job.bytes().clamp(1, self.max_bytes) as u32;
         let permit = self.bytes.clone().acquire_many_owned(bytes).await.map_err(|_| CommitError::Stopped)?;
         let (answer, outcome) = oneshot::channel();
-        let waiting = Waiting { job, answer, _bytes: permit };
+        let waiting = Waiting { job, answer, permit };
         self.jobs.send(waiting).await.map_err(|_| CommitError::Stopped)?;
         outcome.await.map_err(|_| CommitError::Stopped)?
     }
@@ -223,14 +223,14 @@ impl Writer {
         let mut overlay = Overlay::new(&*snapshot);
         let mut results = Vec::with_capacity(group.len());
         let mut callers = Vec::with_capacity(group.len());
-        for Waiting { job, answer, _bytes } in group {
+        for Waiting { job, answer, permit } in group {
             results.push(self.apply(&mut overlay, job));
-            callers.push((answer, _bytes));
+            callers.push((answer, permit));
         }
         let written = self.commit(overlay.into_batch());
         self.stats.jobs.fetch_add(callers.len() as u64, Ordering::Relaxed);
         self.stats.largest.fetch_max(callers.len() as u64, Ordering::Relaxed);
-        for (result, (answer, _bytes)) in results.into_iter().zip(callers) {
+        for (result, (answer, permit)) in results.into_iter().zip(callers) {
             // A job that failed by itself wrote nothing, whatever became of the others.
             let result = match (result, &written) {
                 (Ok(_), Err(e)) => Err(CommitError::Engine(e.clone())),
@@ -241,6 +241,7 @@ impl Writer {
             }
             // The caller may have gone away; the write is done all the same.
             let _ = answer.send(result);
+            drop(permit);
         }
     }
 

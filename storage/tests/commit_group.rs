@@ -1,5 +1,7 @@
 //! Group commit: one sync for all who wait, answers only for what is durable, no hang after a failure.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use hayloft_common::codec;
 use hayloft_common::crdt::Lww;
 use hayloft_common::env::Env;

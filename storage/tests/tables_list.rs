@@ -1,6 +1,8 @@
 //! Listings equal a naive model for hostile keys, prefixes, delimiters and limits; paging through gives
 //! exactly the whole; a big folder is skipped over, not read.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use hayloft_common::codec;
 use hayloft_common::id::{BucketId, VersionId};
 use hayloft_common::schema::{

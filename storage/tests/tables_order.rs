@@ -1,6 +1,8 @@
 //! Rows applied in any order and any grouping end in the same state, fingerprints and counters as merging
 //! them all; both equal what a scan of the rows gives.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use hayloft_common::codec;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::{BucketId, UploadId, VersionId};
@@ -20,6 +22,9 @@ use std::collections::BTreeMap;
 
 const TABLES: [TableId; 4] = [TableId::Object, TableId::Upload, TableId::Part, TableId::BlockRef];
 const SHARDS: [(u8, u16); 3] = [(1, 0), (1, 1), (2, 0)];
+
+/// Encoded rows by table, partition key and sort key.
+type Model = BTreeMap<(TableId, Vec<u8>, Vec<u8>), Vec<u8>>;
 
 #[derive(Clone, Debug)]
 enum Any {
@@ -105,7 +110,7 @@ fn any_row() -> impl Strategy<Value = Any> {
 }
 
 /// Applies the groups, each one request, each `per_batch` requests one batch.
-fn apply(tables: &Tables, groups: &[Vec<Any>], per_batch: usize) -> MemoryEngine {
+fn apply(tables: Tables, groups: &[Vec<Any>], per_batch: usize) -> MemoryEngine {
     let engine = MemoryDisk::new().open().unwrap();
     for chunk in groups.chunks(per_batch) {
         let snapshot = engine.snapshot();
@@ -135,8 +140,8 @@ fn dump(engine: &dyn Engine) -> BTreeMap<(&'static str, Vec<u8>), Vec<u8>> {
 }
 
 /// The merge of all rows, made without storage.
-fn merged(rows: &[Any]) -> BTreeMap<(TableId, Vec<u8>, Vec<u8>), Vec<u8>> {
-    fn put<R: Row>(into: &mut BTreeMap<(TableId, Vec<u8>, Vec<u8>), Vec<u8>>, row: &R) {
+fn merged(rows: &[Any]) -> Model {
+    fn put<R: Row>(into: &mut Model, row: &R) {
         let key = (R::TABLE, row.partition_key(), row.sort_key());
         let mut row = row.clone();
         if let Some(old) = into.get(&key) {
@@ -156,7 +161,7 @@ fn merged(rows: &[Any]) -> BTreeMap<(TableId, Vec<u8>, Vec<u8>), Vec<u8>> {
     out
 }
 
-fn recount(model: &BTreeMap<(TableId, Vec<u8>, Vec<u8>), Vec<u8>>, partition_key: &[u8]) -> IndexCounters {
+fn recount(model: &Model, partition_key: &[u8]) -> IndexCounters {
     let mut counters = IndexCounters::default();
     for ((table, _, _), bytes) in model.iter().filter(|((_, pk, _), _)| pk == partition_key) {
         match table {
@@ -201,8 +206,8 @@ proptest! {
         bits in prop_oneof![Just(0u8), Just(1), Just(8), Just(16)],
     ) {
         let tables = Tables::new(bits);
-        let one = apply(&tables, &grouped(&rows, 1), 1);
-        let other = apply(&tables, &grouped(&shuffled(rows.clone(), seed), group), batch);
+        let one = apply(tables, &grouped(&rows, 1), 1);
+        let other = apply(tables, &grouped(&shuffled(rows.clone(), seed), group), batch);
         prop_assert_eq!(dump(&one), dump(&other));
 
         let model = merged(&rows);
@@ -238,10 +243,10 @@ proptest! {
     #[test]
     fn a_row_more_is_seen_in_exactly_its_leaf(rows in proptest::collection::vec(any_row(), 1..20), extra in any_row()) {
         let tables = Tables::new(0);
-        let before = apply(&tables, &grouped(&rows, 1), 1);
+        let before = apply(tables, &grouped(&rows, 1), 1);
         let mut all = rows.clone();
         all.push(extra.clone());
-        let after = apply(&tables, &grouped(&all, 1), 1);
+        let after = apply(tables, &grouped(&all, 1), 1);
         let changed = merged(&rows) != merged(&all);
         let differing: usize = TABLES.iter().map(|table| {
             let (a, b) = (Leaves::read(&before, *table, 0).unwrap(), Leaves::read(&after, *table, 0).unwrap());

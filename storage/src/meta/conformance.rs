@@ -131,15 +131,12 @@ fn random_batches_and_scans_equal_a_plain_map(fresh: &impl Fn() -> Reopen) {
             for ops in batches {
                 let mut batch = Batch::new();
                 for (key, value) in ops {
-                    match value {
-                        Some(v) => {
-                            batch.put(OBJECT, key.clone(), vec![v]);
-                            model.insert(key, vec![v]);
-                        }
-                        None => {
-                            batch.delete(OBJECT, key.clone());
-                            model.remove(&key);
-                        }
+                    if let Some(v) = value {
+                        batch.put(OBJECT, key.clone(), vec![v]);
+                        model.insert(key, vec![v]);
+                    } else {
+                        batch.delete(OBJECT, key.clone());
+                        model.remove(&key);
                     }
                 }
                 engine.commit(batch, false).unwrap();

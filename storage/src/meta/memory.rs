@@ -95,7 +95,8 @@ impl MemoryDisk {
         for batch in unsynced.into_iter().take(kept) {
             apply(&mut state.stable, batch);
         }
-        state.live = state.stable.clone();
+        let stable = state.stable.clone();
+        state.live = stable;
         state.generation += 1;
         (state.open, state.poisoned, state.fault) = (false, false, None);
     }

@@ -49,7 +49,7 @@ impl Tables {
     }
 
     fn apply_row<R: React>(
-        &self,
+        self,
         overlay: &mut Overlay<'_>,
         mode: WriteMode,
         bytes: &[u8],

@@ -27,7 +27,7 @@ impl Tables {
     }
 
     fn list_bounded(
-        &self,
+        self,
         view: &dyn View,
         ask: &ListKeys,
         max_visited: usize,

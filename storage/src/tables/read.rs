@@ -79,7 +79,7 @@ impl Tables {
     }
 
     /// The stored keys of a partition key with sort keys from `from` up to `to`.
-    pub(crate) fn rows_between(&self, partition_key: &[u8], from: &[u8], to: Option<&[u8]>) -> KeyRange {
+    pub(crate) fn rows_between(self, partition_key: &[u8], from: &[u8], to: Option<&[u8]>) -> KeyRange {
         let first = self.key(partition_key, from);
         let to = match to {
             Some(to) => Some(self.key(partition_key, to).as_bytes().to_vec()),

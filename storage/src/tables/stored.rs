@@ -117,9 +117,10 @@ pub(crate) fn load<R: Row>(
 ) -> Result<Option<(R, Stored)>, TablesError> {
     let Some(value) = source.value(Space::Table(R::TABLE), key)? else { return Ok(None) };
     let stored = Stored::parse(R::TABLE, key, &value)?;
-    let detail = match stored.has_detail {
-        true => source.value(Space::Detail, &super::key::detail_key(R::TABLE, key))?,
-        false => None,
+    let detail = if stored.has_detail {
+        source.value(Space::Detail, &super::key::detail_key(R::TABLE, key))?
+    } else {
+        None
     };
     Ok(Some((stored.decode(key, detail)?, stored)))
 }
