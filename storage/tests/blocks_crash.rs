@@ -130,6 +130,7 @@ async fn a_disk_that_was_lost_costs_its_own_blocks_only() {
     let mut lost = 0;
     for hash in live.keys() {
         let location = index.get(hash).unwrap();
+        assert_eq!(store.is_readable(&location), Some(location.disk) == ids[0]);
         match store.get(hash, &location).await {
             Ok(_) => assert_eq!(Some(location.disk), ids[0]),
             Err(error) => {

@@ -245,6 +245,7 @@ async fn read_only_and_failing_disks_are_set_aside_not_fatal() {
     }
     let error = store.get(&hash, &index.get(&hash).unwrap()).await.unwrap_err();
     assert!(matches!(error, BlockError::DiskFailed { .. }), "{error}");
+    assert!(!store.is_readable(&index.get(&hash).unwrap()));
     // It does not even open: the store does, and says so.
     let store = open(&[&a, &b], &index);
     let stats = store.stats().await.unwrap();

@@ -277,6 +277,12 @@ impl BlockStore {
         self.blocking(move || on.read(&hash, &location)).await
     }
 
+    /// Whether the disk of a location is in use and may be read; asks no disk. A put may be answered from an
+    /// existing entry only if so: an entry on a lost or failed disk is no copy.
+    pub fn is_readable(&self, location: &Location) -> bool {
+        self.volume(location).is_ok_and(|volume| volume.health().takes_reads())
+    }
+
     /// Frees a block. Its index entry must be gone, durably, and no other entry may name the same place
     /// (see [`Location::same_place`]). Not durable itself: after a crash the bytes may be back, without
     /// an entry. A block that is not there is no error. Once for each location: packed blocks are counted.
