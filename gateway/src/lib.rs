@@ -5,7 +5,9 @@
 pub mod admin;
 pub mod auth;
 pub mod cache;
+pub mod daemon;
 pub mod domain;
 pub mod http;
 pub mod layout;
 pub mod limits;
+pub mod s3;

@@ -7,6 +7,7 @@ use crate::blocks::{self, BlockConfig, BlockIndex, BlockStore, DiskConfig, DiskI
 use crate::commit;
 use crate::disk::{Disk, RealDisk};
 use crate::layout_store::LayoutStore;
+use crate::limits::DEFAULT_DISK_RESERVE;
 use crate::meta::fjall::{self, FjallEngine};
 use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
 use crate::observe::{self, Observer};
@@ -234,6 +235,17 @@ fn disk_configs(dirs: &[DataDir]) -> Vec<DiskConfig> {
     dirs.iter().map(disk).collect()
 }
 
+/// Space left free on data disks: the default, but never more than a fiftieth of the smallest.
+fn disk_reserve(dirs: &[DataDir]) -> u64 {
+    // A directory that is not there yet will be made on the file system of its nearest ancestor.
+    let total = |dir: &DataDir| {
+        let space = dir.path.ancestors().find_map(|path| RealDisk::new(path).space().ok());
+        space.map(|space| space.total)
+    };
+    let smallest = dirs.iter().filter_map(total).min().unwrap_or(u64::MAX);
+    DEFAULT_DISK_RESERVE.min(smallest / 50)
+}
+
 fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -256,7 +268,11 @@ pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()
         engine: Arc::new(engine),
         disks: disk_configs(&config.data_dir),
         metadata_disk: Some(Arc::new(RealDisk::new(&config.metadata_dir))),
-        blocks: BlockConfig { data_fsync: config.data_fsync, ..BlockConfig::default() },
+        blocks: BlockConfig {
+            data_fsync: config.data_fsync,
+            disk_reserve: disk_reserve(&config.data_dir),
+            ..BlockConfig::default()
+        },
         commit: commit::Config { fsync: config.metadata_fsync, ..commit::Config::default() },
         rpc: Limits::default(),
         rpc_bind_addr: config.rpc_bind_addr.clone(),

@@ -73,7 +73,7 @@ impl Admin {
         }
     }
 
-    pub(super) fn cluster_health(&self) -> ClusterHealth {
+    pub(crate) fn cluster_health(&self) -> ClusterHealth {
         let cluster = self.membership.cluster();
         let layout = cluster.layout();
         let known = self.all_nodes(&layout);

@@ -34,8 +34,8 @@ impl Node {
         let envelope = body.collect(crate::limits::MAX_STORED_BLOCK).await?;
         let index = match self.locate(block).await? {
             // Deduplicated: the bytes are here already, only the reference is new.
-            Some(_) => Batch::new(),
-            None => {
+            Some(location) if self.blocks.is_readable(&location) => Batch::new(),
+            _ => {
                 let location = self.blocks.put(block, envelope).await.map_err(|e| block_error(&e))?;
                 index_entry(block, &location)
             }
@@ -53,7 +53,7 @@ impl Node {
         for reference in &request.references {
             let block = check_reference(reference, None)?;
             self.check_place(&place_of(&block))?;
-            if self.locate(block).await?.is_none() {
+            if !self.locate(block).await?.is_some_and(|location| self.blocks.is_readable(&location)) {
                 missing.push(block);
             }
         }
@@ -70,7 +70,7 @@ impl Node {
         match self.blocks.get(&block, &location).await {
             Ok(envelope) => Ok((message::encode(&()), Body::from(envelope))),
             Err(error) => {
-                if error.is_lost_copy() {
+                if error.is_lost_copy() || !self.blocks.is_readable(&location) {
                     tracing::warn!(%block, %error, "this node's copy of a block is lost; fetching another");
                     self.repair_later(block);
                 }
@@ -115,7 +115,9 @@ impl Node {
     /// Reads our copy; if it is not good, fetches the block from another node. True if that was needed.
     async fn repair(self: &Arc<Self>, block: Hash) -> Result<bool, RpcError> {
         let old = self.locate(block).await?;
-        if let Some(location) = old {
+        if let Some(location) = old
+            && self.blocks.is_readable(&location)
+        {
             match self.blocks.get(&block, &location).await {
                 Ok(envelope) if block::open(&envelope, &block, MAX_BLOCK_SIZE).is_ok() => return Ok(false),
                 Ok(_) => {}
