@@ -20,12 +20,10 @@ pub const MEMORY_WAIT: Duration = Duration::from_secs(20);
 pub const HEARTBEAT: Duration = Duration::from_mins(5);
 /// References in one message.
 pub const REFER_BATCH: usize = 1024;
-/// Calls to different partitions under way at once, of one operation on many rows or references.
+/// Calls to different partitions under way at once, of one operation on many rows, references or prefixes.
 pub const FAN_OUT: usize = 16;
 /// Pages a listing reads for one answer when it meets nothing but tombstones; then it answers short.
 pub const LIST_MAX_ROUNDS: usize = 256;
-/// Rolled-up prefixes of one page that are looked into at once, when replicas disagree on them.
-pub const LIST_PROBES: usize = 8;
 /// A used control record is read again this often.
 pub const CONTROL_REFRESH: Duration = Duration::from_secs(1);
 /// Control records that are kept fresh in one round.

@@ -9,12 +9,11 @@
 //! Deleting: refused when a quorum listing shows an object. An object put at the same moment may be lost with the
 //! bucket. Open uploads don't keep a bucket; they go with it.
 
+use super::rows::all;
 use super::{
     Bucket, BucketCounters, BucketEntry, BucketInfo, BucketKey, DomainError, Gateway, ListRequest, NewBucket,
     Right,
 };
-use crate::limits::FAN_OUT;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use hayloft_common::crdt::{Lww, LwwMap};
 use hayloft_common::id::BucketId;
 use hayloft_common::schema::{
@@ -112,17 +111,14 @@ impl Gateway {
         }
         let mine: Vec<(BucketId, Permissions)> =
             key.buckets.iter().filter(|(_, p)| p.value.any()).map(|(id, p)| (*id, p.value)).collect();
-        let rows: Vec<Option<(BucketRow, Permissions)>> = stream::iter(mine)
-            .map(|(id, permissions)| async move {
-                match self.bucket_row(id).await {
-                    Ok(row) => Ok(Some((row, permissions))),
-                    Err(DomainError::NoSuchBucket { .. }) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(FAN_OUT)
-            .try_collect()
-            .await?;
+        let read = |(id, permissions)| async move {
+            match self.bucket_row(id).await {
+                Ok(row) => Ok(Some((row, permissions))),
+                Err(DomainError::NoSuchBucket { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let rows = all(mine.into_iter().map(read).collect()).await?;
         let mut out = Vec::new();
         for (row, permissions) in rows.into_iter().flatten() {
             let names = row.names().into_iter().chain(local.remove(&row.id).unwrap_or_default());
@@ -223,11 +219,8 @@ impl Gateway {
 
     /// A bucket's counters.
     pub async fn counters(&self, row: &BucketRow) -> Result<BucketCounters, DomainError> {
-        let shards: Vec<_> = stream::iter(0..row.index_shards)
-            .map(|shard| self.store.read_counters(index_partition_key(&row.id, shard)))
-            .buffered(FAN_OUT)
-            .try_collect()
-            .await?;
+        let read = |shard| self.store.read_counters(index_partition_key(&row.id, shard));
+        let shards = all((0..row.index_shards).map(read).collect()).await?;
         let mut sum = BucketCounters::default();
         for replies in shards {
             // A node that lags counts less; one that is ahead counts what will be.

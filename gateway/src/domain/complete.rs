@@ -14,11 +14,10 @@
 use super::digest::{combine, composite, multipart_etag};
 use super::objects::{NewVersion, owner, read_object};
 use super::receive::Content;
+use super::rows::all;
 use super::uploads::{OpenUpload, closed};
 use super::{CompleteUpload, DomainError, Gateway, NamedPart, ObjectHead, PutDone, UploadRef, check_key};
 use crate::cache::KnownPart;
-use crate::limits::FAN_OUT;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use hayloft_common::id::{UploadId, VersionId};
 use hayloft_common::limits::{MAX_OBJECT_SIZE, MAX_PARTS, MAX_ROW_BLOCKS, MIN_PART_SIZE};
 use hayloft_common::map::HashSet;
@@ -28,6 +27,7 @@ use hayloft_common::schema::{
 use hayloft_common::stamp::Stamp;
 use hayloft_proto::message::table::ReadRow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of an upload's id that its object's version id repeats.
@@ -226,14 +226,11 @@ impl Gateway {
         numbers: &[u16],
     ) -> Result<BTreeMap<u16, PartRow>, DomainError> {
         let ranges: Vec<_> = numbers.chunks(500).map(|c| c[0]..c[c.len() - 1] + 1).collect();
-        let rows: Vec<Vec<PartRow>> = stream::iter(ranges)
-            .map(|range| {
-                let most = range.len();
-                self.read_parts(target, range, most)
-            })
-            .buffered(FAN_OUT)
-            .try_collect()
-            .await?;
+        let read = |range: Range<u16>| {
+            let most = range.len();
+            self.read_parts(target, range, most)
+        };
+        let rows = all(ranges.into_iter().map(read).collect()).await?;
         Ok(rows.into_iter().flatten().map(|row| (row.number, row)).collect())
     }
 
@@ -264,16 +261,16 @@ impl Gateway {
         referred: &Referred,
     ) -> Result<Vec<BlockEntry>, DomainError> {
         let known = |number: &u16, part: &PartVersion| referred.get(number).filter(|k| k.id == part.id);
-        let lists: Vec<Vec<BlockEntry>> = stream::iter(parts.iter().copied())
-            .map(|(number, part)| async move {
-                match known(&number, part) {
-                    Some(known) => Ok(known.blocks.to_vec()),
+        let mut calls = Vec::with_capacity(parts.len());
+        for (number, part) in parts {
+            calls.push(async move {
+                match known(number, part) {
+                    Some(known) => Ok::<_, DomainError>(known.blocks.to_vec()),
                     None => self.part_blocks(part).await,
                 }
-            })
-            .buffered(FAN_OUT)
-            .try_collect()
-            .await?;
+            });
+        }
+        let lists = all(calls).await?;
         let have: HashSet<_> = parts
             .iter()
             .filter_map(|(number, part)| known(number, part))

@@ -9,14 +9,13 @@
 //! Round trips: 1 for a page when nodes agree; one more where they disagree about a prefix; more where tombstones or
 //! nodes' page limits leave a page short.
 
-use super::rows::decode;
+use super::rows::{all, decode};
 use super::{
     Bucket, DomainError, Gateway, ListRequest, ListStart, ListUploads, Listed, Listing, ObjectEntry,
     UploadEntry, UploadStart,
 };
-use crate::limits::{LIST_MAX_ROUNDS, LIST_PROBES};
+use crate::limits::LIST_MAX_ROUNDS;
 use futures::future::try_join_all;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use hayloft_common::limits::MAX_LIST_PAGE;
 use hayloft_common::schema::{ObjectRow, Row, Slot, UploadRow, UploadState, index_partition_key, sort_key};
 use hayloft_proto::message::table::{ListEntry, ListKeys, ListKeysReply};
@@ -296,14 +295,14 @@ impl Gateway {
             })
             .await?;
         let Merged { rows, groups, mut bound } = merge_pages::<R>(query, &replies)?;
-        let decided: Vec<(String, bool)> = stream::iter(groups)
-            .map(|(prefix, certain)| async move {
+        let mut probes = Vec::with_capacity(groups.len());
+        for (prefix, certain) in groups {
+            probes.push(async move {
                 let live = certain || self.any_live::<R>(partition_key, &prefix, from).await?;
                 Ok::<_, DomainError>((prefix, live))
-            })
-            .buffered(LIST_PROBES)
-            .try_collect()
-            .await?;
+            });
+        }
+        let decided = all(probes).await?;
         let mut items: Vec<(Vec<u8>, Item<R>)> =
             rows.into_iter().filter(|(_, row)| row.shown()).map(|(at, row)| (at, Item::Row(row))).collect();
         for (prefix, live) in decided {

@@ -108,3 +108,6 @@ fn check_key(key: &str) -> Result<(), DomainError> {
         Err(DomainError::KeyLength { len: key.len() })
     }
 }
+
+#[cfg(test)]
+mod sendable;

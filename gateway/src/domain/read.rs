@@ -106,6 +106,8 @@ impl Piece {
 
 impl Plan {
     fn new(version: VersionId, data: &ObjectData, range: Range<u64>) -> Self {
+        // An empty range has no piece, not an empty one.
+        let range = if range.is_empty() { 0..0 } else { range };
         let plan = |blocks: &[BlockEntry], at, chunk, chunks| Self {
             version,
             blocks: blocks.iter().copied().collect(),

@@ -22,6 +22,12 @@ pub(super) fn decode<R: Row>(bytes: &[u8]) -> Result<R, DomainError> {
     codec::decode(bytes).map_err(|e| DomainError::Damaged { detail: e.to_string() })
 }
 
+/// Awaits all `calls`, [`FAN_OUT`] at once; the results in order, or the first error. (A vector of futures rather
+/// than a stream of borrows: the compiler can't see that those are `Send`.)
+pub(super) async fn all<T, E, F: Future<Output = Result<T, E>>>(calls: Vec<F>) -> Result<Vec<T>, E> {
+    stream::iter(calls).buffered(FAN_OUT).try_collect().await
+}
+
 /// Merges the replies of a quorum. The flag says whether a node that answered lacks something.
 pub(super) fn merge<R: Row>(replies: &[Option<Vec<u8>>]) -> Result<(Option<R>, bool), DomainError> {
     let differ = replies.windows(2).any(|pair| pair[0] != pair[1]);
@@ -177,11 +183,8 @@ impl Gateway {
             rows.chunks(REFER_BATCH).map(|batch| (place, batch.to_vec())).collect::<Vec<_>>()
         });
         let batches: Vec<_> = batches.collect();
-        let missing: Vec<Vec<Hash>> = stream::iter(batches)
-            .map(|(place, batch)| self.store.refer_blocks(place, batch))
-            .buffer_unordered(FAN_OUT)
-            .try_collect()
-            .await?;
+        let calls = batches.into_iter().map(|(place, batch)| self.store.refer_blocks(place, batch)).collect();
+        let missing: Vec<Vec<Hash>> = all(calls).await?;
         for hash in missing.into_iter().flatten() {
             let max = blocks.iter().find(|b| b.hash == hash).map_or(0, |b| b.len as usize);
             self.store.get_block(hash, max).await?;
@@ -203,11 +206,8 @@ impl Gateway {
         // A frame holds some ten chunks of 36 KiB with ease.
         let batches: Vec<Vec<RowBytes>> = rows.chunks(8).map(<[_]>::to_vec).collect();
         let place = place_of(&version.0);
-        stream::iter(batches)
-            .map(|batch| self.store.write_rows(place, WriteMode::Put, batch))
-            .buffer_unordered(FAN_OUT)
-            .try_for_each(|_| async { Ok(()) })
-            .await?;
+        let write = |batch| self.store.write_rows(place, WriteMode::Put, batch);
+        all(batches.into_iter().map(write).collect()).await?;
         Ok(())
     }
 
@@ -232,10 +232,7 @@ impl Gateway {
         version: VersionId,
         chunks: u32,
     ) -> Result<Vec<BlockEntry>, DomainError> {
-        stream::iter(0..chunks)
-            .map(|chunk| self.read_manifest(version, chunk))
-            .buffered(FAN_OUT)
-            .try_concat()
-            .await
+        let lists = all((0..chunks).map(|chunk| self.read_manifest(version, chunk)).collect()).await?;
+        Ok(lists.concat())
     }
 }
