@@ -75,6 +75,7 @@ async fn an_upload_becomes_one_object_of_the_parts_named() {
     assert_eq!(done.etag, format!("{}-3", md5_hex(&md5s)));
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &whole).to_be_bytes();
     assert_eq!(done.checksum.unwrap().value, crc);
+    store.collect();
     assert!(get(&gateway, &bucket, "big").await.unwrap() == whole);
 
     let object = gateway.open(&bucket, "big", Some(2)).await.unwrap();
@@ -146,6 +147,7 @@ async fn completing_goes_above_newer_clocks_with_references_of_its_own() {
     let error = complete(&behind, &upload, vec![named(1, &done)]).await.unwrap_err();
     assert!(matches!(error, DomainError::InvalidPart { number: 1 }), "the later part counts");
     complete(&behind, &upload, vec![named(1, &done2)]).await.unwrap();
+    store.collect();
     assert!(get(&gateway, &bucket, "big").await.unwrap() == data2);
     let head = gateway.head(&bucket, "big", None).await.unwrap();
     assert_eq!(store.referred(head.version.id).len(), 5);
@@ -163,6 +165,7 @@ async fn a_complete_takes_two_round_trips_where_the_parts_came_through() {
     let upload = begin(&gateway, &bucket, None).await;
     let done = part(&gateway, &upload, 1, &noise(100, 2)).await;
     complete(&other, &upload, vec![named(1, &done)]).await.unwrap();
+    store.collect();
     assert_eq!(get(&other, &bucket, "big").await.unwrap(), noise(100, 2));
 }
 
@@ -213,6 +216,7 @@ async fn copied_parts_share_whole_blocks_and_cut_the_others() {
         let completed = complete(&gateway, &upload, vec![named(1, &done)]).await.unwrap();
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, want) as u32;
         assert_eq!(completed.checksum.unwrap().value, crc.to_be_bytes());
+        store.collect();
         assert!(get(&gateway, &bucket, "big").await.unwrap() == want, "{range:?}");
     }
     let upload = begin(&gateway, &bucket, None).await;
@@ -236,6 +240,7 @@ async fn parts_with_long_block_lists_are_put_together_too() {
     let done1 = part(&gateway, &upload, 1, &one).await;
     let done2 = part(&other, &upload, 2, &two).await;
     complete(&other, &upload, vec![named(1, &done1), named(2, &done2)]).await.unwrap();
+    store.collect();
     assert!(get(&gateway, &bucket, "big").await.unwrap() == [one, two].concat());
 }
 

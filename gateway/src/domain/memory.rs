@@ -1,15 +1,18 @@
 //! A [`Store`] in memory, for tests: several replicas of everything, some dead, some stale, some with bad copies.
 //!
 //! Fault model. A dead replica answers nothing; with more dead ones than a quorum can miss, operations fail with
-//! `Unavailable`. A stale replica loses each write with a given probability, as if it came late, as long as a write
-//! quorum of others has it. Reads ask a random read quorum. Bad copies of blocks are found out by their hash, as
-//! they are by the real nodes' callers. Everything is drawn from a seed. Out of scope: time, layout changes, the
-//! storage nodes' reactions (counters are summed from the rows; blocks are never collected).
+//! `Unavailable`. A stale replica gets each write late with a given probability (rows at some later write, blocks
+//! never), as long as a write quorum of others has it. Reads ask a random read quorum. Bad copies of blocks are found
+//! out by their hash, as they are by the real nodes' callers. Storage nodes are as eager as they may be: once a
+//! version is superseded on a quorum, or an upload closed, its references are deleted for good. Blocks without a live
+//! reference go when the test says that their grace period is over ([`MemoryStore::collect`]). Everything is drawn
+//! from a seed. Out of scope: time, layout changes.
 
 use super::rows::decode;
 use super::store::{EarlyRow, Store, StoreError, StoredRow, Wrote, place_of_block};
 use async_trait::async_trait;
 use bytes::Bytes;
+use hayloft_common::id::VersionId;
 use hayloft_common::schema::{
     AliasRow, BlockRefRow, BucketRow, KeyRow, ManifestRow, ObjectRow, PartRow, Row, TableId, UploadRow,
     sort_key,
@@ -21,7 +24,7 @@ use hayloft_proto::message::table::{
 };
 use parking_lot::Mutex;
 use serde_bytes::ByteBuf;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 type RowKey = (TableId, Vec<u8>, Vec<u8>);
 
@@ -31,8 +34,28 @@ struct Replica {
     rows: BTreeMap<RowKey, Vec<u8>>,
     blocks: BTreeMap<Hash, Bytes>,
     dead: bool,
-    /// Chance in 256 to lose a write.
+    /// Chance in 256 to get a write late.
     stale: u8,
+    /// Writes still to come.
+    late: VecDeque<Vec<(RowKey, RowBytes)>>,
+}
+
+/// An object, part or upload as far as its references go.
+enum Held {
+    /// The version that the row holds, if any.
+    Version(Option<VersionId>),
+    Upload {
+        open: bool,
+    },
+}
+
+fn held(table: TableId, bytes: &[u8]) -> Option<Held> {
+    match table {
+        TableId::Object => decode::<ObjectRow>(bytes).ok().map(|r| Held::Version(r.live().map(|v| v.id))),
+        TableId::Part => decode::<PartRow>(bytes).ok().map(|r| Held::Version(r.live().map(|v| v.id))),
+        TableId::Upload => decode::<UploadRow>(bytes).ok().map(|r| Held::Upload { open: r.is_live() }),
+        _ => None,
+    }
 }
 
 struct State {
@@ -126,6 +149,10 @@ fn key_of(row: &RowBytes) -> Result<RowKey, StoreError> {
     })
 }
 
+fn keyed(rows: Vec<RowBytes>) -> Result<Vec<(RowKey, RowBytes)>, StoreError> {
+    rows.into_iter().map(|row| Ok((key_of(&row)?, row))).collect()
+}
+
 /// The stamp that keeps `new` from being put over `old`.
 fn outdated(table: TableId, old: &[u8], new: &[u8]) -> Option<Stamp> {
     with_row!(table, R => {
@@ -160,7 +187,7 @@ fn short(table: TableId, bytes: &[u8]) -> (Vec<u8>, bool) {
 }
 
 impl Replica {
-    fn put(&mut self, mode: WriteMode, rows: &[(RowKey, &RowBytes)]) -> Option<Stamp> {
+    fn put(&mut self, mode: WriteMode, rows: &[(RowKey, RowBytes)]) -> Option<Stamp> {
         if mode == WriteMode::Put {
             let newer = rows.iter().filter_map(|(key, row)| outdated(key.0, self.rows.get(key)?, &row.bytes));
             if let Some(stamp) = newer.max() {
@@ -188,6 +215,14 @@ impl Replica {
             .range((table, pk.to_vec(), from.to_vec())..)
             .take_while(move |((t, p, _), _)| *t == table && p == pk)
             .map(|((_, _, sort), bytes)| (sort.as_slice(), bytes.as_slice()))
+    }
+
+    /// Ids of the parts of the upload whose row has this key.
+    fn parts_of(&self, upload: &RowKey) -> Vec<VersionId> {
+        self.from(TableId::Part, &upload.1, &upload.2)
+            .take_while(|(sort, _)| sort.starts_with(&upload.2))
+            .filter_map(|(_, bytes)| decode::<PartRow>(bytes).ok()?.live().map(|part| part.id))
+            .collect()
     }
 
     fn list(&self, list: &ListKeys, limit: usize) -> ListKeysReply {
@@ -231,6 +266,74 @@ impl Replica {
 }
 
 impl State {
+    /// Writes rows on one replica, and does what follows. The stamp of a newer row, if that refuses them.
+    fn put(&mut self, replica: usize, mode: WriteMode, rows: &[(RowKey, RowBytes)]) -> Option<Stamp> {
+        let before: Vec<Option<Vec<u8>>> =
+            rows.iter().map(|(key, _)| self.replicas[replica].rows.get(key).cloned()).collect();
+        let refused = self.replicas[replica].put(mode, rows);
+        for ((key, _), old) in rows.iter().zip(before) {
+            let Some(old) = old.and_then(|bytes| held(key.0, &bytes)) else { continue };
+            let copies: Vec<&Vec<u8>> = self.replicas.iter().filter_map(|r| r.rows.get(key)).collect();
+            let agree = copies.iter().filter(|c| Some(**c) == self.replicas[replica].rows.get(key)).count();
+            let now = self.replicas[replica].rows.get(key).and_then(|bytes| held(key.0, bytes));
+            if agree < self.quorum() {
+                continue;
+            }
+            match (old, now) {
+                (Held::Version(Some(gone)), Some(Held::Version(new))) if new != Some(gone) => {
+                    self.drop_references(&[gone]);
+                }
+                (Held::Upload { open: true }, Some(Held::Upload { open: false })) => {
+                    let parts = self.replicas.iter().flat_map(|r| r.parts_of(key)).collect::<Vec<_>>();
+                    self.drop_references(&parts);
+                }
+                _ => {}
+            }
+        }
+        refused
+    }
+
+    fn drop_references(&mut self, versions: &[VersionId]) {
+        for ((table, _, _), bytes) in self.replicas.iter_mut().flat_map(|r| &mut r.rows) {
+            if *table == TableId::BlockRef
+                && let Ok(mut row) = decode::<BlockRefRow>(bytes)
+                && versions.contains(&row.version)
+            {
+                row.deleted = true;
+                *bytes = codec::encode(&row);
+            }
+        }
+    }
+
+    /// Lets some of the late writes arrive.
+    fn deliver(&mut self) {
+        for replica in 0..self.replicas.len() {
+            while !self.replicas[replica].dead && self.random().is_multiple_of(6) {
+                let Some(rows) = self.replicas[replica].late.pop_front() else { break };
+                self.put(replica, WriteMode::Merge, &rows);
+            }
+        }
+    }
+
+    /// Writes rows wherever they arrive in time, and notes them where they will be late.
+    fn write(
+        &mut self,
+        call: &'static str,
+        mode: WriteMode,
+        rows: &[(RowKey, RowBytes)],
+    ) -> Result<(Vec<usize>, Vec<Stamp>), StoreError> {
+        self.deliver();
+        let reached = self.reached(call)?;
+        let newer: Vec<Stamp> = reached.iter().filter_map(|i| self.put(*i, mode, rows)).collect();
+        // What is refused by a quorum may still have been written by the others, and arrive late at more.
+        for (i, replica) in self.replicas.iter_mut().enumerate() {
+            if !reached.contains(&i) && !replica.dead {
+                replica.late.push_back(rows.to_vec());
+            }
+        }
+        Ok((reached, newer))
+    }
+
     /// A pseudo-random number (splitmix64).
     fn random(&mut self) -> u64 {
         self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -320,6 +423,16 @@ impl MemoryStore {
         }
     }
 
+    /// Removes blocks that no live reference keeps: their grace period is over.
+    pub fn collect(&self) {
+        for replica in &mut self.state.lock().replicas {
+            let references = replica.rows.iter().filter(|((table, _, _), _)| *table == TableId::BlockRef);
+            let rows = references.filter_map(|(_, bytes)| decode::<BlockRefRow>(bytes).ok());
+            let live: BTreeSet<Hash> = rows.filter(|row| !row.deleted).map(|row| row.block).collect();
+            replica.blocks.retain(|hash, _| live.contains(hash));
+        }
+    }
+
     /// Quorum operations so far, by name.
     pub fn calls(&self) -> BTreeMap<&'static str, usize> {
         self.state.lock().calls.clone()
@@ -332,7 +445,7 @@ impl MemoryStore {
     }
 
     /// Blocks to which `version` has a live reference on a write quorum.
-    pub fn referred(&self, version: hayloft_common::id::VersionId) -> BTreeSet<Hash> {
+    pub fn referred(&self, version: VersionId) -> BTreeSet<Hash> {
         let state = self.state.lock();
         let mut counts: BTreeMap<Hash, usize> = BTreeMap::new();
         for replica in &state.replicas {
@@ -362,15 +475,13 @@ impl Store for MemoryStore {
         mode: WriteMode,
         rows: Vec<RowBytes>,
     ) -> Result<Wrote, StoreError> {
-        let rows: Vec<(RowKey, &RowBytes)> =
-            rows.iter().map(|row| Ok((key_of(row)?, row))).collect::<Result<_, StoreError>>()?;
+        let rows = keyed(rows)?;
         if rows.windows(2).any(|pair| pair[0].0.1 != pair[1].0.1) {
             return Err(refused("rows of different partition keys"));
         }
         let mut state = self.state.lock();
-        let (reached, quorum) = (state.reached("write_rows")?, state.quorum());
-        let newer: Vec<Stamp> = reached.iter().filter_map(|i| state.replicas[*i].put(mode, &rows)).collect();
-        if reached.len() - newer.len() >= quorum {
+        let (reached, newer) = state.write("write_rows", mode, &rows)?;
+        if reached.len() - newer.len() >= state.quorum() {
             return Ok(Wrote::Done);
         }
         Ok(Wrote::Outdated(newer.into_iter().max().unwrap_or_default()))
@@ -428,29 +539,25 @@ impl Store for MemoryStore {
     }
 
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {
-        let key = key_of(&reference)?;
+        let rows = keyed(vec![reference])?;
         if place_of_block(&block) != block {
             return Err(refused("a block is placed by its own hash"));
         }
         let mut state = self.state.lock();
-        for i in state.reached("put_block")? {
-            let replica = &mut state.replicas[i];
-            replica.put(WriteMode::Merge, &[(key.clone(), &reference)]);
+        for i in state.write("put_block", WriteMode::Merge, &rows)?.0 {
             // A copy, so that the sender's memory is free again.
-            replica.blocks.entry(block).or_insert_with(|| Bytes::copy_from_slice(&envelope));
+            state.replicas[i].blocks.entry(block).or_insert_with(|| Bytes::copy_from_slice(&envelope));
         }
         Ok(())
     }
 
     async fn refer_blocks(&self, place: Hash, references: Vec<RowBytes>) -> Result<Vec<Hash>, StoreError> {
-        let rows: Vec<(RowKey, &RowBytes)> =
-            references.iter().map(|row| Ok((key_of(row)?, row))).collect::<Result<_, StoreError>>()?;
+        let rows = keyed(references)?;
         let hash_of = |key: &RowKey| key.1.as_slice().try_into().ok().map(Hash);
         let mut state = self.state.lock();
         let mut missing: Option<BTreeSet<Hash>> = None;
-        for i in state.reached("refer_blocks")? {
-            let replica = &mut state.replicas[i];
-            replica.put(WriteMode::Merge, &rows);
+        for i in state.write("refer_blocks", WriteMode::Merge, &rows)?.0 {
+            let replica = &state.replicas[i];
             let here: BTreeSet<Hash> = rows
                 .iter()
                 .filter_map(|(key, _)| hash_of(key))
