@@ -77,8 +77,10 @@ class Cluster:
 
     def env(self):
         """Environment for command line clients."""
+        # A custom CA bundle is nothing for a plain HTTP endpoint, and some clients refuse to start with one.
+        inherited = {k: v for k, v in os.environ.items() if k != "AWS_CA_BUNDLE"}
         return {
-            **os.environ,
+            **inherited,
             "AWS_ACCESS_KEY_ID": self.s3["access_key"],
             "AWS_SECRET_ACCESS_KEY": self.s3["secret_key"],
             "AWS_DEFAULT_REGION": self.s3["region"],
