@@ -17,6 +17,7 @@ use crate::message::Class;
 use crate::secure::Secure;
 use crate::server::{Handler, Incoming};
 use crate::stats::{PeerMeter, PeerStats};
+use crate::watched::Watched;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -26,7 +27,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 /// Calls that may take longer than this (polls) do not count for a peer's latency.
 const LONGEST_MEASURED: Duration = Duration::from_mins(1);
@@ -56,7 +57,7 @@ enum State {
 
 /// One of a peer's two connections.
 struct Slot {
-    state: watch::Sender<State>,
+    state: Watched<State>,
 }
 
 struct Peer {
@@ -70,7 +71,7 @@ struct Peer {
 
 impl Peer {
     fn new(id: NodeId) -> Arc<Self> {
-        let slot = || Slot { state: watch::Sender::new(State::Unused) };
+        let slot = || Slot { state: Watched::new(State::Unused) };
         Arc::new(Self {
             id,
             addresses: Mutex::new(Vec::new()),
@@ -89,7 +90,7 @@ impl Peer {
 
     fn retire(&self) {
         for slot in &self.slots {
-            slot.state.send_replace(State::Removed);
+            slot.state.set(State::Removed);
         }
         self.retry.notify_waiters();
     }
@@ -277,17 +278,16 @@ impl Pool {
             return Err(GreetError::NoAddress.to_rpc());
         };
         let slot = peer.slot(kind);
-        match &*slot.state.borrow() {
-            State::Up(line) if line.is_open() => return Ok(line.clone()),
-            State::Down(error) => return Err(error.clone()),
+        match slot.state.get() {
+            State::Up(line) if line.is_open() => return Ok(line),
+            State::Down(error) => return Err(error),
             _ => {}
         }
         // A peer whose small connection is down does not deserve a wait for its bulk connection.
-        if let State::Down(error) = &*peer.slot(Kind::Small).state.borrow() {
-            return Err(error.clone());
+        if let State::Down(error) = peer.slot(Kind::Small).state.get() {
+            return Err(error);
         }
-        let mut changes = slot.state.subscribe();
-        let unused = slot.state.send_if_modified(|state| {
+        let unused = slot.state.modify(|state| {
             let unused = matches!(state, State::Unused);
             if unused {
                 *state = State::Connecting;
@@ -304,7 +304,7 @@ impl Pool {
             State::Unused | State::Connecting => false,
         };
         let gone = || RpcError::Unreachable { sent: false, reason: "the peer was removed".into() };
-        match changes.wait_for(settled).await.map_err(|_| gone())?.clone() {
+        match slot.state.wait_for(settled).await {
             State::Up(line) => Ok(line),
             State::Down(error) => Err(error),
             _ => Err(gone()),
@@ -393,8 +393,7 @@ impl Keeper {
 
     /// Waits for the end of the connection. False if the peer was removed.
     async fn watch(&self, end: oneshot::Receiver<LinkError>) -> bool {
-        let mut state = self.peer.slot(self.kind).state.subscribe();
-        let removed = state.wait_for(|state| matches!(state, State::Removed));
+        let removed = self.peer.slot(self.kind).state.wait_for(|state| matches!(state, State::Removed));
         let mut end = end;
         let why = tokio::select! {
             biased;
@@ -419,7 +418,7 @@ impl Keeper {
 
     /// False if the peer was removed.
     fn set(&self, next: State) -> bool {
-        self.peer.slot(self.kind).state.send_if_modified(|state| {
+        self.peer.slot(self.kind).state.modify(|state| {
             let removed = matches!(state, State::Removed);
             if !removed {
                 *state = next;

@@ -34,3 +34,4 @@ pub mod message;
 pub mod secure;
 pub mod server;
 pub mod stats;
+mod watched;
