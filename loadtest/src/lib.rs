@@ -1,7 +1,9 @@
 //! Proving Hayloft: an S3 client of our own, workloads, histories and their checkers, benchmarks of any S3
-//! endpoint, and scripted crashes of real clusters.
+//! endpoint, scripted crashes of real clusters, and a
+//! deterministic simulation of the whole stack.
 //!
-//! Imports go downwards only: `client history` ← `check` ← `workload`; `cluster report` ← `bench crash`.
+//! Imports go downwards only: `client history` ← `check` ← `workload`; `cluster report` ← `bench crash`;
+//! `client history check workload` ← `sim`.
 
 pub mod bench;
 pub mod check;
@@ -10,4 +12,5 @@ pub mod cluster;
 pub mod crash;
 pub mod history;
 pub mod report;
+pub mod sim;
 pub mod workload;

@@ -1,9 +1,9 @@
-//! `hayloft-loadtest`: benchmarks and crash tests.
+//! `hayloft-loadtest`: benchmarks, crash tests and simulations.
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use hayloft_common::env::Env;
-use hayloft_loadtest::{bench, crash};
+use hayloft_loadtest::{bench, crash, sim};
 use std::process::ExitCode;
 
 /// Benchmarks any S3 endpoint, and crashes Hayloft clusters to see that nothing is lost.
@@ -22,20 +22,27 @@ enum Command {
     Compare(bench::CompareArgs),
     /// Crash a development cluster under load and verify what it holds afterwards.
     Crash(Box<crash::CrashArgs>),
+    /// Simulate whole clusters with faults drawn from seeds, and check that nothing is lost.
+    Sim(sim::SimArgs),
+    /// Check that the simulator gives the same log for the same seed.
+    Meta(sim::MetaArgs),
 }
 
-async fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<()> {
     let env = Env::real();
+    // Simulations bring a runtime of their own.
+    let real = tokio::runtime::Runtime::new;
     match command {
-        Command::Bench(args) => bench::run(&env, &args).await,
+        Command::Bench(args) => real()?.block_on(bench::run(&env, &args)),
         Command::Compare(args) => bench::run_compare(&args),
-        Command::Crash(args) => crash::run(&env, &args).await,
+        Command::Crash(args) => real()?.block_on(crash::run(&env, &args)),
+        Command::Sim(args) => sim::run(&args),
+        Command::Meta(args) => sim::run_meta(&args),
     }
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Cli::parse().command).await {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -17,19 +17,22 @@ use tokio::time::Instant;
 /// When every simulation begins, in microseconds since the epoch.
 const START_MICROS: u64 = 1_700_000_000_000_000;
 
+/// How long blocking work takes, in microseconds. (tokio's timers tick in milliseconds.)
+const BLOCKING_MICROS: std::ops::Range<u64> = 100..3_000;
+
 /// A host's clock.
-pub struct SimClock {
+pub(super) struct SimClock {
     start: Instant,
     offset_micros: AtomicI64,
 }
 
 impl SimClock {
-    pub fn new(start: Instant, offset_micros: i64) -> Self {
+    pub(super) fn new(start: Instant, offset_micros: i64) -> Self {
         Self { start, offset_micros: AtomicI64::new(offset_micros) }
     }
 
     /// Makes the wall clock jump.
-    pub fn set_offset(&self, micros: i64) {
+    pub(super) fn set_offset(&self, micros: i64) {
         self.offset_micros.store(micros, Ordering::Relaxed);
     }
 }
@@ -46,10 +49,10 @@ impl Clock for SimClock {
 }
 
 /// A host's randomness, from a seed.
-pub struct SimEntropy(Mutex<StdRng>);
+pub(super) struct SimEntropy(Mutex<StdRng>);
 
 impl SimEntropy {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(Mutex::new(StdRng::seed_from_u64(seed)))
     }
 }
@@ -62,22 +65,29 @@ impl Entropy for SimEntropy {
 
 /// A host's tasks.
 #[derive(Clone)]
-pub struct SimTasks(Arc<Mutex<Inner>>);
+pub(super) struct SimTasks(Arc<Mutex<Inner>>);
 
 struct Inner {
     running: Vec<AbortHandle>,
     rng: StdRng,
     dead: bool,
+    /// Blocking work takes this many times its usual time.
+    slowness: u32,
 }
 
 impl SimTasks {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
-        Self(Arc::new(Mutex::new(Inner { running: Vec::new(), rng, dead: false })))
+        Self(Arc::new(Mutex::new(Inner { running: Vec::new(), rng, dead: false, slowness: 1 })))
+    }
+
+    /// Makes blocking work (the disks') `times` as slow as usual.
+    pub(super) fn set_slowness(&self, times: u32) {
+        self.0.lock().slowness = times.max(1);
     }
 
     /// Drops every task; nothing can be started afterwards.
-    pub fn crash(&self) {
+    pub(super) fn crash(&self) {
         let running = {
             let mut inner = self.0.lock();
             inner.dead = true;
@@ -103,7 +113,10 @@ impl Tasks for SimTasks {
     }
 
     fn run_blocking(&self, job: BlockingJob) {
-        let pause = Duration::from_micros(self.0.lock().rng.random_range(20..400));
+        let pause = {
+            let mut inner = self.0.lock();
+            Duration::from_micros(inner.rng.random_range(BLOCKING_MICROS)) * inner.slowness
+        };
         self.spawn(
             "blocking",
             Box::pin(async move {

@@ -10,9 +10,9 @@ use hayloft_proto::secure::{Secure, SecureError, Secured};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The identity of one simulated node.
-pub struct PlainSecure {
-    pub id: NodeId,
-    pub env: Env,
+pub(super) struct PlainSecure {
+    pub(super) id: NodeId,
+    pub(super) env: Env,
 }
 
 impl PlainSecure {
