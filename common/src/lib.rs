@@ -2,7 +2,7 @@
 //! table and how they merge, the layout algebra, configuration, telemetry and the seams to the outside
 //! world.
 //!
-//! Nothing here talks to a peer or to a disk (the real versions of the seams in [`env`] excepted).
+//! Nothing here talks to a peer or to a disk (the real versions of the seams in [`mod@env`] excepted).
 //! Imports go downwards only: `id hash map codec env` ← `stamp crdt` ← `schema layout` ← `config telemetry`.
 
 pub mod block;

@@ -1,6 +1,6 @@
 //! Judging histories: pure functions from what happened to what is wrong with it.
 //!
-//! The rules are read-after-write for single keys ([`register`]), no going back between reads ([`monotonic`]),
+//! The rules are read-after-write for single keys (`register`), no going back between reads ([`monotonic`]),
 //! and listings ([`listing`]). A checker never guesses: whatever a correct store could have done is allowed.
 
 mod listing;
