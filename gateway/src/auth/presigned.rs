@@ -83,6 +83,11 @@ pub fn is_presigned(query: &Query) -> bool {
     query.has("X-Amz-Signature") || query.has("X-Amz-Algorithm") || query.has("X-Amz-Credential")
 }
 
+/// Whether a query is a presigned URL of version 2, which is not supported.
+pub fn is_version_2(query: &Query) -> bool {
+    query.has("Signature") && query.has("AWSAccessKeyId")
+}
+
 /// Takes the authentication parameters out of a verified query, and returns the parameters that stand
 /// for headers, names in lower case.
 pub fn hoisted(query: &mut Query) -> Vec<(String, String)> {

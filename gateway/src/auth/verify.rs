@@ -98,7 +98,7 @@ pub async fn authenticate(
         (true, true) => return Err(AuthError::TwoMechanisms),
         (true, false) => header_claim(config, now_secs, request)?,
         (false, true) => query_claim(config, now_secs, request)?,
-        (false, false) if request.query.has("Signature") && request.query.has("AWSAccessKeyId") => {
+        (false, false) if presigned::is_version_2(request.query) => {
             return Err(AuthError::UnsupportedMechanism);
         }
         (false, false) => return Err(AuthError::Anonymous),

@@ -62,8 +62,8 @@ impl ServerConfig {
             max_requests: 1024,
             max_header_bytes: 32 << 10,
             header_timeout: Duration::from_secs(20),
-            idle_timeout: Duration::from_secs(120),
-            stall_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(2),
+            stall_timeout: Duration::from_mins(1),
             shutdown_grace: Duration::from_secs(30),
         }
     }
@@ -301,7 +301,7 @@ async fn serve_request(
             duration: Duration::ZERO,
             bytes_sent: 0,
         },
-        _permit: None,
+        permit: None,
         _active: active,
     };
     let span = tracing::info_span!(
@@ -318,7 +318,7 @@ async fn serve_request(
     let mut response = if head_bytes(&parts) > config.max_header_bytes {
         shared.handler.refuse(&parts, &info, Refusal::HeadersTooLarge)
     } else if let Ok(permit) = Arc::clone(&shared.requests).try_acquire_owned() {
-        report._permit = Some(permit);
+        report.permit = Some(permit);
         let request = Request::from_parts(parts, body::incoming(body, config.stall_timeout));
         shared.handler.handle(request, info).instrument(span.clone()).await
     } else {
@@ -353,7 +353,7 @@ struct Report {
     shared: Arc<Shared>,
     began: Duration,
     finished: Finished,
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>, // Held until the answer is sent.
     _active: Active,
 }
 

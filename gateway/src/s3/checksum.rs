@@ -269,19 +269,16 @@ mod tests {
         let known = [
             (ChecksumAlgorithm::Crc32, "y/Q5Jg=="),
             (ChecksumAlgorithm::Crc32c, "4waSgw=="),
-            (ChecksumAlgorithm::Crc64Nvme, "rosUhgp5miE="),
+            (ChecksumAlgorithm::Crc64Nvme, "rosUhgp5mIg="),
             (ChecksumAlgorithm::Sha1, "98O8HYCOBHMq32eZZczDTKeuNEE="),
-            (ChecksumAlgorithm::Sha256, "FeKw09l9+PgDnyUtv9OkBx6JUP1dQJlDeu/Y4YBUnCU="),
+            (ChecksumAlgorithm::Sha256, "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
         ];
         for (algorithm, text) in known {
             let bytes = digest(algorithm, b"123456789");
             assert_eq!(bytes.len(), digest_len(algorithm));
             assert_eq!(decode(algorithm, &encode(&bytes)), Some(bytes.clone()));
-            if !matches!(algorithm, ChecksumAlgorithm::Crc64Nvme | ChecksumAlgorithm::Sha256) {
-                assert_eq!(encode(&bytes), text, "{algorithm:?}");
-            }
+            assert_eq!(encode(&bytes), text, "{algorithm:?}");
         }
-        assert_eq!(hex::encode(digest(ChecksumAlgorithm::Crc64Nvme, b"123456789")), "ae8b14860a799888");
     }
 
     #[test]

@@ -173,8 +173,9 @@ impl From<DomainError> for S3Error {
             D::NoSuchKey { key } => {
                 Self::new(Code::NoSuchKey, "The specified key does not exist.").with("Key", key)
             }
-            D::KeyLength { len: 0 } => Self::new(Code::InvalidArgument, text),
-            D::KeyLength { .. } => Self::new(Code::KeyTooLongError, text).with("MaxSizeAllowed", "1024"),
+            D::KeyLength { len: 1.. } => {
+                Self::new(Code::KeyTooLongError, text).with("MaxSizeAllowed", "1024")
+            }
             D::NoSuchUpload { upload } => Self::new(Code::NoSuchUpload, text).with("UploadId", upload),
             D::NoSuchPart { .. } => Self::new(Code::InvalidPartNumber, text),
             D::PartNumber { number } => Self::argument("partNumber", &number.to_string(), text),
@@ -197,7 +198,7 @@ impl From<DomainError> for S3Error {
             }
             D::InvalidPartOrder => Self::new(Code::InvalidPartOrder, text),
             D::NoParts => Self::malformed_xml(text),
-            D::InvalidArgument { .. } => Self::new(Code::InvalidArgument, text),
+            D::KeyLength { len: 0 } | D::InvalidArgument { .. } => Self::new(Code::InvalidArgument, text),
             D::Overloaded { .. } => {
                 Self::new(Code::SlowDown, format!("Please reduce your request rate: {text}."))
             }
@@ -205,11 +206,6 @@ impl From<DomainError> for S3Error {
             D::Contention => Self::new(Code::OperationAborted, text),
             D::Damaged { .. } | D::Internal(_) | D::KeyExists { .. } | D::LastAlias { .. } => {
                 tracing::error!(error = %text, "a request failed with an internal error");
-                Self::new(Code::InternalError, "We encountered an internal error. Please try again.")
-            }
-            #[allow(unreachable_patterns, reason = "the domain may grow errors that S3 can't cause")]
-            _ => {
-                tracing::error!(error = %text, "a request failed with an error that S3 has no code for");
                 Self::new(Code::InternalError, "We encountered an internal error. Please try again.")
             }
         }
@@ -232,9 +228,9 @@ impl From<AuthError> for S3Error {
         let text = error.to_string();
         let iso = |secs: u64| date::iso(secs.saturating_mul(1000));
         match error {
-            A::Anonymous => Self::new(Code::AccessDenied, text),
+            A::Anonymous | A::MissingDate => Self::new(Code::AccessDenied, text),
             A::HeadersNotSigned(names) => Self::new(Code::AccessDenied, text).with("HeadersNotSigned", names),
-            A::TwoMechanisms => Self::new(Code::InvalidArgument, text),
+            A::TwoMechanisms | A::InvalidContentSha256 => Self::new(Code::InvalidArgument, text),
             A::UnsupportedMechanism | A::MissingContentSha256 => Self::new(Code::InvalidRequest, text),
             A::MalformedHeader(_) => Self::new(Code::AuthorizationHeaderMalformed, text),
             A::MalformedQuery(_) => Self::new(Code::AuthorizationQueryParametersError, text),
@@ -246,8 +242,6 @@ impl From<AuthError> for S3Error {
                 Code::AuthorizationQueryParametersError,
                 format!("Error parsing the X-Amz-Credential parameter; {text}"),
             ),
-            A::MissingDate => Self::new(Code::AccessDenied, text),
-            A::InvalidContentSha256 => Self::new(Code::InvalidArgument, text),
             A::UnsupportedPayload(_) => Self::new(Code::NotImplemented, text),
             A::Skewed { request_secs, server_secs, max_secs } => Self::new(Code::RequestTimeTooSkewed, text)
                 .with("RequestTime", date::amz(request_secs))

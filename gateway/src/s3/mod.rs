@@ -6,6 +6,7 @@
 
 pub mod checksum;
 pub mod error;
+pub mod fuzzing;
 pub mod headers;
 pub mod op;
 pub mod request;
@@ -13,7 +14,7 @@ pub mod route;
 pub mod strict;
 pub mod xml;
 
-use crate::auth::{self, AuthConfig, RequestHead, presigned};
+use crate::auth::{self, AuthConfig, AuthError, RequestHead, presigned};
 use crate::domain::Gateway;
 use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::observe::Endpoint;
@@ -115,6 +116,10 @@ impl S3Api {
         let signed_query = Query::parse(parts.uri.query().unwrap_or_default()).map_err(uri)?;
         let path = percent::decode(raw_path, false).map_err(uri)?;
 
+        if presigned::is_version_2(&signed_query) {
+            // Named before its parameters are refused one by one.
+            return Err(AuthError::UnsupportedMechanism.into());
+        }
         let mut query = signed_query.clone();
         let mut headers = parts.headers.clone();
         if presigned::is_presigned(&query) {

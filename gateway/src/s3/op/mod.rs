@@ -9,6 +9,8 @@ mod list;
 mod multipart;
 mod put;
 
+pub use copy::{CopySource, parse_copy_source};
+
 use super::error::S3Result;
 use super::request::S3Request;
 use super::route::Operation;

@@ -38,13 +38,12 @@ pub fn parse_delete(bytes: &[u8]) -> S3Result<DeleteRequest> {
     if let Some(name) = root.unknown_child(&["Object", "Quiet"]) {
         return Err(S3Error::malformed_xml(format!("unknown element {name}")));
     }
-    let quiet = match root.children.iter().any(|c| c.name == "Quiet") {
-        false => false,
-        true => match root.child_text("Quiet").map(str::trim) {
-            Some("true") => true,
-            Some("false" | "") => false,
-            _ => return Err(S3Error::malformed_xml("Quiet is neither true nor false")),
-        },
+    let has_quiet = root.children.iter().any(|c| c.name == "Quiet");
+    let quiet = match root.child_text("Quiet").map(str::trim) {
+        Some("true") => true,
+        Some("false" | "") => false,
+        None if !has_quiet => false,
+        _ => return Err(S3Error::malformed_xml("Quiet is neither true nor false")),
     };
     let mut keys = Vec::new();
     for object in root.children.iter().filter(|c| c.name == "Object") {

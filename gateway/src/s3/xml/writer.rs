@@ -1,7 +1,7 @@
 //! Writes XML: elements without attributes (but the namespace), everything escaped.
 
 /// The namespace of S3's answers.
-pub const NAMESPACE: &str = "http://s3.amazonaws.com/doc/2006-03-01/";
+const NAMESPACE: &str = "http://s3.amazonaws.com/doc/2006-03-01/";
 
 /// A document being written. Elements must be closed in order by the caller.
 #[derive(Debug)]

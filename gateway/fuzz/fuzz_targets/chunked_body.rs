@@ -1,0 +1,4 @@
+//! Feeds arbitrary bytes to `hayloft_gateway::s3::fuzzing::chunked_body`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hayloft_gateway::s3::fuzzing::chunked_body(bytes));
