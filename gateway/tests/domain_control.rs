@@ -1,4 +1,5 @@
 //! Keys and buckets: rights, names, and what a cache may and may not say.
+#![allow(clippy::unwrap_used, reason = "helpers of tests too")]
 
 mod domain_support;
 

@@ -1,4 +1,5 @@
 //! Multipart uploads: parts replaced, named wrongly, copied; completes repeated and raced.
+#![allow(clippy::unwrap_used, reason = "helpers of tests too")]
 
 mod domain_support;
 

@@ -540,8 +540,8 @@ impl Store for MemoryStore {
 
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {
         let rows = keyed(vec![reference])?;
-        if place_of_block(&block) != block {
-            return Err(refused("a block is placed by its own hash"));
+        if rows.iter().any(|(key, _)| key.1 != block.as_bytes()) {
+            return Err(refused("a block's reference is to another block"));
         }
         let mut state = self.state.lock();
         for i in state.write("put_block", WriteMode::Merge, &rows)?.0 {
@@ -571,7 +571,7 @@ impl Store for MemoryStore {
         if rows
             .iter()
             .filter_map(|(key, _)| hash_of(key))
-            .any(|h| self.partition_of(&h) != self.partition_of(&place))
+            .any(|h| self.partition_of(&place_of_block(&h)) != self.partition_of(&place))
         {
             return Err(refused("references of different partitions"));
         }

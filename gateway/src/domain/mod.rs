@@ -52,6 +52,8 @@ pub struct Gateway {
     clock: HybridClock,
     config: DomainConfig,
     upload_memory: Budget,
+    /// For bodies that are known to fit in a row.
+    small_memory: Budget,
     download_memory: Budget,
     repairs: Arc<Semaphore>,
     keys: Aged<KeyId, Arc<KeyRow>>,
@@ -66,11 +68,24 @@ impl Gateway {
     /// A gateway's domain over `store`. Starts the task that keeps used control records fresh; it ends with the
     /// gateway.
     pub fn new(env: Env, store: Arc<dyn Store>, config: DomainConfig) -> Arc<Self> {
+        let clock = HybridClock::new(env.clone());
+        Self::with_clock(env, clock, store, config)
+    }
+
+    /// As [`Gateway::new`], but `clock` orders the writes. `env` may tell the cluster's time, which may step back
+    /// when nodes come and go; what orders writes must follow one clock only.
+    pub fn with_clock(
+        env: Env,
+        clock: HybridClock,
+        store: Arc<dyn Store>,
+        config: DomainConfig,
+    ) -> Arc<Self> {
         let half = config.block_ram_buffer_max / 2;
         let control = || (config.control_entries, config.control_max_age);
         let gateway = Arc::new(Self {
-            clock: HybridClock::new(env.clone()),
-            upload_memory: Budget::new(half, "uploads: no buffer memory is free"),
+            clock,
+            upload_memory: Budget::new(half - half / 4, "uploads: no buffer memory is free"),
+            small_memory: Budget::new(half / 4, "small uploads: no buffer memory is free"),
             download_memory: Budget::new(half, "downloads: no buffer memory is free"),
             repairs: Arc::new(Semaphore::new(rows::MAX_REPAIRS)),
             keys: Aged::new(control()),
@@ -96,7 +111,7 @@ impl Gateway {
 
     /// Bytes of block memory that are free: for uploads, for downloads.
     pub fn free_memory(&self) -> (usize, usize) {
-        (self.upload_memory.free(), self.download_memory.free())
+        (self.upload_memory.free() + self.small_memory.free(), self.download_memory.free())
     }
 }
 

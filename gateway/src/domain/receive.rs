@@ -3,7 +3,8 @@
 //! Copies of a byte: one, from the pieces HTTP gives into the block's buffer (which is the raw envelope already: its
 //! kind byte is put in front); a second one only if the block compresses. Hashing and compressing run in the blocking
 //! pool, digests in a task of their own. Memory: the buffer and room for its compressed form are claimed before a
-//! block is begun; claims travel with the bytes. Allocations: two or three a block, and the RPC's.
+//! block is begun; claims travel with the bytes. Bodies known to be small have a budget of their own, so that they
+//! never queue behind large ones. Allocations: two or three a block, and the RPC's.
 //!
 //! Round trips: each block one, [`PUT_BLOCKS_IN_FLIGHT`] at once, while the body comes in; so 1 R behind the last
 //! byte. A manifest (more than `MAX_ROW_BLOCKS` blocks) is written while the last blocks are under way.
@@ -67,6 +68,10 @@ impl Filling {
     /// Moves from `piece` what fits.
     fn take(&mut self, piece: &mut Bytes) {
         let n = (self.capacity - self.envelope.len()).min(piece.len());
+        if self.envelope.len() + n > self.envelope.capacity() {
+            // To the full size at once: growing by doubling would end up beyond it.
+            self.envelope.reserve_exact(self.capacity - self.envelope.len());
+        }
         self.envelope.extend_from_slice(&piece[..n]);
         piece.advance(n);
     }
@@ -206,7 +211,11 @@ impl Receiver<'_> {
     async fn begin(&mut self, left: Option<u64>) -> Result<Filling, DomainError> {
         let config = &self.gateway.config;
         let plain = left.map_or(config.block_size, |left| left.clamp(1, config.block_size as u64) as usize);
-        let claim = self.gateway.upload_memory.claim(2 * plain);
+        let memory = match left {
+            Some(left) if left <= config.inline_max as u64 => &self.gateway.small_memory,
+            _ => &self.gateway.upload_memory,
+        };
+        let claim = memory.claim(2 * plain);
         let claim = beside(&mut self.sends, claim).await??;
         let capacity = plain + block::OVERHEAD;
         // Without a known length most bodies are small: let it grow.

@@ -99,12 +99,29 @@ pub fn place_of(partition_key: &[u8]) -> Hash {
     Hash::of(partition_key)
 }
 
-/// The place of a block and of its references: the block's name is a hash already.
+/// The place of a block: that of its references, whose partition key is the block's hash. (Not the hash itself:
+/// storage nodes place rows by the hash of their partition key, and a block lies with its references.)
 pub fn place_of_block(block: &Hash) -> Hash {
-    *block
+    place_of(block.as_bytes())
 }
 
 /// Encodes a row for a write.
 pub fn row_bytes<R: Row>(row: &R) -> RowBytes {
     RowBytes { table: R::TABLE, bytes: codec::encode(row) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hayloft_common::id::{BucketId, VersionId};
+    use hayloft_common::schema::{BlockOwner, BlockRefRow};
+
+    #[test]
+    fn a_block_has_the_place_of_its_references() {
+        let block = Hash::of(b"some bytes");
+        let owner = BlockOwner::Object { bucket: BucketId::default(), shard: 0, key: "k".into() };
+        let row =
+            BlockRefRow { block, version: VersionId::default(), created_ms: 0, owner, deleted: false };
+        assert_eq!(place_of_block(&block), place_of(&row.partition_key()));
+    }
 }

@@ -1,5 +1,5 @@
 //! What the tests of the domain share: gateways over one in-memory store, bodies, reading back.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its own part; helpers of tests")]
 
 use bytes::Bytes;
 use futures::StreamExt as _;
