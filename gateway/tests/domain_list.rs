@@ -1,4 +1,5 @@
 //! Listings equal a naive model of the keys, whatever replicas lost, however pages end.
+#![allow(clippy::unwrap_used, reason = "helpers of tests too")]
 
 mod domain_support;
 
