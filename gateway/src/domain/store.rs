@@ -120,8 +120,7 @@ mod tests {
     fn a_block_has_the_place_of_its_references() {
         let block = Hash::of(b"some bytes");
         let owner = BlockOwner::Object { bucket: BucketId::default(), shard: 0, key: "k".into() };
-        let row =
-            BlockRefRow { block, version: VersionId::default(), created_ms: 0, owner, deleted: false };
+        let row = BlockRefRow { block, version: VersionId::default(), created_ms: 0, owner, deleted: false };
         assert_eq!(place_of_block(&block), place_of(&row.partition_key()));
     }
 }
