@@ -62,7 +62,6 @@ pub struct S3 {
     next: Arc<AtomicUsize>,
     only: Option<usize>,
     sign_payload: bool,
-    clock_offset_ms: i64,
     timeout: Duration,
 }
 
@@ -137,7 +136,6 @@ impl S3 {
             next: Arc::new(AtomicUsize::new(0)),
             only: None,
             sign_payload: settings.sign_payload,
-            clock_offset_ms: 0,
             timeout: settings.timeout,
         })
     }
@@ -150,11 +148,6 @@ impl S3 {
     /// The same client, speaking only to endpoint `index` (modulo their number).
     pub fn pinned(&self, index: usize) -> Self {
         Self { only: Some(index % self.endpoints.len()), ..self.clone() }
-    }
-
-    /// The same client, signing as of a clock that is wrong by `offset_ms` (to speak to a gateway whose clock is).
-    pub fn with_clock_offset(&self, offset_ms: i64) -> Self {
-        Self { clock_offset_ms: offset_ms, ..self.clone() }
     }
 
     /// The same client with another time limit for a request.
@@ -173,14 +166,14 @@ impl S3 {
     }
 
     fn build(&self, endpoint: &Endpoint, call: Call) -> Result<Request<SendBody>, Error> {
-        let payload = call.payload.unwrap_or_else(Payload::empty);
+        let (method, payload) = (call.method, call.payload.unwrap_or_else(Payload::empty));
         let payload_hash = if self.sign_payload || payload.is_empty() {
             payload.sha256()
         } else {
             UNSIGNED_PAYLOAD.to_owned()
         };
         let now = i64::try_from(self.env.wall_micros()).unwrap_or(i64::MAX);
-        let date = amz_date(now.saturating_add(self.clock_offset_ms.saturating_mul(1000)))?;
+        let date = amz_date(now)?;
         let path = match &call.key {
             None => format!("/{}", self.bucket),
             Some(key) => encode_path(&format!("/{}/{key}", self.bucket)),
@@ -190,7 +183,7 @@ impl S3 {
         headers.push(pair("x-amz-date", &date));
         headers.push(pair("x-amz-content-sha256", &payload_hash));
         let signable = Signable {
-            method: call.method.as_str(),
+            method: method.as_str(),
             path: &path,
             query: &call.query,
             headers: &headers,
@@ -200,9 +193,13 @@ impl S3 {
         let query = encode_query(&call.query);
         let uri = if query.is_empty() { path } else { format!("{path}?{query}") };
         let mut request =
-            Request::builder().method(call.method).uri(uri).header("authorization", authorization);
+            Request::builder().method(method.clone()).uri(uri).header("authorization", authorization);
         for (name, value) in headers {
             request = request.header(name, value);
+        }
+        if payload.is_empty() && (method == http::Method::PUT || method == http::Method::POST) {
+            // Said by hyper for bodies only; S3 insists on it for empty ones too.
+            request = request.header("content-length", 0);
         }
         request.body(SendBody::new(payload, call.sent)).map_err(|error| Error::Request(error.to_string()))
     }

@@ -1,7 +1,7 @@
 //! A running cluster as `hayloft dev --json FILE` describes it: where it is reached, whose processes it has.
 //!
-//! The file is read leniently (fields that are not needed are kept, not judged) and process ids are written back
-//! when this tool restarts a daemon, so that the next tool finds the right ones.
+//! Read as `hayloft_deploy::cluster_file` writes it, without a guess. When this tool restarts a daemon it writes the new
+//! process id back into the file, so that the next tool finds the right process; everything else in there is kept.
 
 mod process;
 mod usage;
@@ -10,20 +10,22 @@ pub use process::{Daemon, Processes, is_running, kill_now, terminate};
 pub use usage::{Usage, machine_disk_free, reset_peak, usage_of};
 
 use crate::client::Settings;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Which daemon a process runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     Gateway,
     Storage,
 }
 
 impl Role {
-    /// As in reports.
+    /// As in the file and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -33,84 +35,102 @@ impl Role {
 }
 
 /// One process of the cluster.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Member {
-    #[serde(default)]
     pub name: String,
     pub pid: u32,
     /// Its configuration file.
     pub config: PathBuf,
-    /// S3 address of a gateway: a URL, or `host:port`.
-    #[serde(default, alias = "endpoint", alias = "s3_endpoint", alias = "s3_url", alias = "url")]
-    pub s3: Option<String>,
-    /// Admin address of a gateway: a URL, or `host:port`.
-    #[serde(default, alias = "admin_endpoint", alias = "admin_url")]
-    pub admin: Option<String>,
+    /// Its log, which `hayloft dev` began and restarts add to.
+    pub log: PathBuf,
+    /// Gateway: for S3 clients. Storage: for peers. `host:port`.
+    pub addr: String,
 }
 
-/// The cluster file.
-#[derive(Clone, Debug, Deserialize)]
+/// The cluster file, sorted by role.
+#[derive(Clone, Debug)]
 pub struct Cluster {
-    #[serde(default = "default_region")]
-    pub region: String,
-    pub bucket: String,
-    #[serde(alias = "access_key_id", alias = "accessKeyId")]
-    pub access_key: String,
-    #[serde(alias = "secret_access_key", alias = "secretAccessKey", alias = "secret_key_id")]
-    pub secret_key: String,
+    pub s3: S3Access,
+    /// In the order of `s3.endpoints`.
     pub gateways: Vec<Member>,
-    #[serde(alias = "storage_nodes", alias = "nodes")]
     pub storage: Vec<Member>,
 }
 
-fn default_region() -> String {
-    "hayloft".into()
+/// How S3 clients reach the cluster.
+#[derive(Clone, Debug, Deserialize)]
+pub struct S3Access {
+    /// URLs, one for each gateway.
+    pub endpoints: Vec<String>,
+    pub region: String,
+    pub access_key: String,
+    pub secret_key: String,
+    pub bucket: String,
 }
 
-fn url(address: &str) -> String {
-    if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
+/// The parts of the file that this tool needs, as they are written.
+#[derive(Deserialize)]
+struct File {
+    s3: S3Access,
+    processes: Vec<Process>,
+    config: BTreeMap<String, PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Process {
+    role: Role,
+    name: String,
+    pid: u32,
+    dir: PathBuf,
+    addr: String,
 }
 
 impl Cluster {
     /// Reads a cluster file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the cluster file {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("cluster file {}", path.display()))
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read {}: give the file that `hayloft dev --json` wrote", path.display())
+        })?;
+        Self::parse(&text)
+            .with_context(|| format!("{} is not a file that `hayloft dev --json` wrote", path.display()))
     }
 
-    /// Parses a cluster file and fills in names.
+    /// Parses a cluster file.
     pub fn parse(text: &str) -> Result<Self> {
-        let mut cluster: Self = serde_json::from_str(text)?;
-        for (role, members) in [("gateway", &mut cluster.gateways), ("storage", &mut cluster.storage)] {
-            for (index, member) in members.iter_mut().enumerate() {
-                if member.name.is_empty() {
-                    member.name = format!("{role}-{}", index + 1);
-                }
-            }
+        let File { s3, processes, mut config } = serde_json::from_str(text)?;
+        let (mut gateways, mut storage) = (Vec::new(), Vec::new());
+        for Process { role, name, pid, dir, addr } in processes {
+            let config = config.remove(&name).with_context(|| format!("\"config\" lacks {name}"))?;
+            let list = match role {
+                Role::Gateway => &mut gateways,
+                Role::Storage => &mut storage,
+            };
+            list.push(Member { name, pid, config, log: dir.join("log"), addr });
         }
-        if cluster.gateways.is_empty() {
-            bail!("it names no gateway");
+        ensure!(
+            !gateways.is_empty() && gateways.len() == s3.endpoints.len(),
+            "it has {} gateways and {} endpoints",
+            gateways.len(),
+            s3.endpoints.len()
+        );
+        for (gateway, url) in gateways.iter().zip(&s3.endpoints) {
+            ensure!(
+                url.strip_prefix("http://") == Some(gateway.addr.as_str()),
+                "{} has the address {}, but its endpoint is {url}",
+                gateway.name,
+                gateway.addr
+            );
         }
-        if let Some(gateway) = cluster.gateways.iter().find(|gateway| gateway.s3.is_none()) {
-            bail!("gateway {} has no \"s3\" address", gateway.name);
-        }
-        Ok(cluster)
-    }
-
-    /// S3 URLs of all gateways, in order.
-    pub fn endpoints(&self) -> Vec<String> {
-        self.gateways.iter().filter_map(|gateway| gateway.s3.as_deref().map(url)).collect()
+        Ok(Self { s3, gateways, storage })
     }
 
     /// Client settings for this cluster.
     pub fn settings(&self, timeout: Duration) -> Settings {
         Settings {
-            endpoints: self.endpoints(),
-            access_key: self.access_key.clone(),
-            secret_key: self.secret_key.clone(),
-            region: self.region.clone(),
-            bucket: self.bucket.clone(),
+            endpoints: self.s3.endpoints.clone(),
+            access_key: self.s3.access_key.clone(),
+            secret_key: self.s3.secret_key.clone(),
+            region: self.s3.region.clone(),
+            bucket: self.s3.bucket.clone(),
             sign_payload: false,
             ca_file: None,
             timeout,
@@ -128,19 +148,18 @@ impl Cluster {
 pub fn write_pids(path: &Path, cluster: &Cluster) -> Result<()> {
     let text = std::fs::read_to_string(path)?;
     let mut value: serde_json::Value = serde_json::from_str(&text)?;
-    let groups: [(&[&str], &[Member]); 2] =
-        [(&["gateways"], &cluster.gateways), (&["storage", "storage_nodes", "nodes"], &cluster.storage)];
-    for (names, members) in groups {
-        let list = names.iter().find(|name| value.get(**name).is_some());
-        let list = list.and_then(|name| value.get_mut(*name)).and_then(serde_json::Value::as_array_mut);
-        for (entry, member) in list.into_iter().flatten().zip(members) {
-            if let Some(fields) = entry.as_object_mut() {
-                fields.insert("pid".into(), member.pid.into());
-            }
+    let processes = value.get_mut("processes").and_then(serde_json::Value::as_array_mut);
+    for process in processes.with_context(|| format!("{} has no processes any more", path.display()))? {
+        let name = process.get("name").and_then(serde_json::Value::as_str);
+        let member =
+            cluster.gateways.iter().chain(&cluster.storage).find(|member| Some(&*member.name) == name);
+        if let (Some(member), Some(fields)) = (member, process.as_object_mut()) {
+            fields.insert("pid".into(), member.pid.into());
         }
     }
-    // A reader never sees half a file.
+    // A reader never sees half a file; the file holds secrets, so the draft is as private as it is.
     let draft = path.with_extension("tmp");
+    std::fs::copy(path, &draft)?;
     std::fs::write(&draft, serde_json::to_vec_pretty(&value)?)?;
     std::fs::rename(&draft, path).with_context(|| format!("cannot replace {}", path.display()))
 }
@@ -149,17 +168,36 @@ pub fn write_pids(path: &Path, cluster: &Cluster) -> Result<()> {
 mod tests {
     use super::*;
 
-    const FILE: &str = r#"{"bucket":"b","access_key_id":"k","secret_access_key":"s","extra":{"x":1},
-        "gateways":[{"pid":1,"config":"/g.toml","endpoint":"127.0.0.1:3900"}],
-        "nodes":[{"name":"n1","pid":2,"config":"/a.toml","zone":"z"},{"pid":3,"config":"/b.toml"}]}"#;
+    const FILE: &str = r#"{
+        "s3": {"endpoints": ["http://127.0.0.1:3900"], "region": "hayloft", "access_key": "k", "secret_key": "s",
+            "bucket": "dev"},
+        "admin": {"url": "http://127.0.0.1:3903", "token": "t"},
+        "processes": [
+            {"role": "storage", "name": "storage1", "zone": "zone1", "pid": 2, "dir": "/d/storage1",
+             "addr": "127.0.0.1:3901", "admin_addr": "127.0.0.1:3902", "node_id": "aa"},
+            {"role": "gateway", "name": "gateway1", "zone": "zone1", "pid": 1, "dir": "/d/gateway1",
+             "addr": "127.0.0.1:3900", "admin_addr": "127.0.0.1:3903"}],
+        "config": {"gateway1": "/d/gateway1/config.toml", "storage1": "/d/storage1/config.toml"}}"#;
 
     #[test]
-    fn a_cluster_file_is_read_leniently() {
+    fn a_cluster_file_is_read() {
         let cluster = Cluster::parse(FILE).unwrap();
-        assert_eq!(cluster.endpoints(), ["http://127.0.0.1:3900"]);
-        assert_eq!(cluster.pids(), [(Role::Gateway, 1), (Role::Storage, 2), (Role::Storage, 3)]);
-        assert_eq!(cluster.storage[1].name, "storage-2");
-        assert!(Cluster::parse(&FILE.replace("endpoint", "elsewhere")).is_err());
+        assert_eq!(cluster.pids(), [(Role::Gateway, 1), (Role::Storage, 2)]);
+        assert_eq!(cluster.storage[0].log, Path::new("/d/storage1/log"));
+        assert_eq!(cluster.gateways[0].config, Path::new("/d/gateway1/config.toml"));
+        assert_eq!(cluster.settings(Duration::ZERO).endpoints, ["http://127.0.0.1:3900"]);
+    }
+
+    #[test]
+    fn a_file_that_contradicts_itself_is_refused() {
+        for (from, to) in [
+            ("http://127.0.0.1:3900", "http://127.0.0.1:3999"),
+            ("\"gateway1\": \"/d", "\"other\": \"/d"),
+            ("\"role\": \"gateway\"", "\"role\": \"storage\""),
+            ("\"role\": \"gateway\"", "\"role\": \"other\""),
+        ] {
+            assert!(Cluster::parse(&FILE.replace(from, to)).is_err(), "{to}");
+        }
     }
 
     #[test]
@@ -170,7 +208,7 @@ mod tests {
         let mut cluster = Cluster::read(&path).unwrap();
         cluster.storage[0].pid = 77;
         write_pids(&path, &cluster).unwrap();
-        assert_eq!(Cluster::read(&path).unwrap().storage[0].pid, 77);
-        assert!(std::fs::read_to_string(&path).unwrap().contains("\"extra\""));
+        assert_eq!(Cluster::read(&path).unwrap().pids(), [(Role::Gateway, 1), (Role::Storage, 77)]);
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"token\""));
     }
 }

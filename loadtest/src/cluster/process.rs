@@ -7,6 +7,7 @@ use super::{Cluster, Member, Role, write_pids};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal};
 use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -115,14 +116,13 @@ impl Processes {
     }
 
     /// Starts a daemon from its configuration file, with more arguments, and notes its process id. Its output is
-    /// appended to the configuration's name with the extension `log`.
+    /// added to its log.
     pub fn start(&mut self, daemon: Daemon, arguments: &[String]) -> Result<()> {
         let binary = match daemon.role {
             Role::Gateway => self.gateway_bin.clone(),
             Role::Storage => self.storage_bin.clone(),
         };
-        let config = self.member(daemon)?.config.clone();
-        let child = spawn(&binary, &config, arguments)?;
+        let child = spawn(&binary, self.member(daemon)?, arguments)?;
         let members = match daemon.role {
             Role::Gateway => &mut self.cluster.gateways,
             Role::Storage => &mut self.cluster.storage,
@@ -137,37 +137,6 @@ impl Processes {
         let mut members = self.cluster.gateways.iter().chain(&self.cluster.storage);
         members.find(|member| !is_running(member.pid))
     }
-
-    /// Starts one more gateway, configured as the first but for free ports, and adds it to the cluster (not to its
-    /// file).
-    pub fn add_gateway(&mut self, arguments: &[String]) -> Result<Daemon> {
-        let first = self.member(Daemon { role: Role::Gateway, index: 0 })?.clone();
-        let index = self.cluster.gateways.len();
-        let text = std::fs::read_to_string(&first.config)
-            .with_context(|| format!("cannot read {}", first.config.display()))?;
-        let mut table: toml::Table = text.parse().context("the first gateway's configuration")?;
-        table.remove("identity_file");
-        let mut s3 = None;
-        for (name, section) in &mut table {
-            let Some(section) = section.as_table_mut() else { continue };
-            if section.contains_key("api_bind_addr") || section.contains_key("bind_addr") {
-                let key = if section.contains_key("bind_addr") { "bind_addr" } else { "api_bind_addr" };
-                let address = free_address()?;
-                if name == "s3_api" {
-                    s3 = Some(format!("http://{address}"));
-                }
-                section.insert(key.into(), address.into());
-            }
-        }
-        let s3 = Some(s3.context("the first gateway's configuration has no [s3_api] api_bind_addr")?);
-        let config = first.config.with_file_name(format!("gateway-extra-{index}.toml"));
-        std::fs::write(&config, toml::to_string(&table)?)?;
-        let child = spawn(&self.gateway_bin, &config, arguments)?;
-        let name = format!("gateway-extra-{index}");
-        self.cluster.gateways.push(Member { name, pid: child.id(), config, s3, admin: None });
-        self.children.push(child);
-        Ok(Daemon { role: Role::Gateway, index })
-    }
 }
 
 fn beside(name: &str) -> PathBuf {
@@ -175,27 +144,22 @@ fn beside(name: &str) -> PathBuf {
     here.filter(|path| path.exists()).unwrap_or_else(|| name.into())
 }
 
-fn free_address() -> Result<String> {
-    // Free now, and most likely still free when the daemon binds it.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("no free port")?;
-    Ok(listener.local_addr()?.to_string())
-}
-
-fn spawn(binary: &Path, config: &Path, arguments: &[String]) -> Result<Child> {
-    let log = config.with_extension("log");
+fn spawn(binary: &Path, member: &Member, arguments: &[String]) -> Result<Child> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
-        .open(&log)
-        .with_context(|| format!("cannot write {}", log.display()))?;
+        .open(&member.log)
+        .with_context(|| format!("cannot write {}", member.log.display()))?;
     let errors = log.try_clone()?;
     Command::new(binary)
         .arg("--config")
-        .arg(config)
+        .arg(&member.config)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)
+        // A group of its own, as `hayloft dev` starts it: Ctrl-C reaches this program only.
+        .process_group(0)
         .spawn()
         .with_context(|| {
             format!("cannot start {}; name it with --gateway-bin or --storage-bin", binary.display())

@@ -22,8 +22,9 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     for offset in offsets {
         setup.processes.kill(&[wrong]).await?;
         setup.restart(&[wrong], &[format!("--clock-offset-ms={offset}")])?;
-        // Signatures are judged by the gateway's clock.
-        let other = site.through(setup.s3.pinned(1).with_clock_offset(offset));
+        // Clients sign with the true time: a gateway judges the world by the cluster's clock, only the order of its
+        // writes follows its own.
+        let other = site.through(setup.s3.pinned(1));
         setup.healthy_through(&other.s3).await.with_context(|| format!("offset {offset} ms"))?;
         for (index, key) in keys.all().enumerate() {
             // Inside the row and in blocks.

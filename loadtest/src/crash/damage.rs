@@ -1,4 +1,6 @@
-//! Block files of one node are damaged while it runs: every read still returns the right bytes.
+//! Block files of one node are damaged while it runs: every read still returns the right bytes, and the node repairs
+//! what was read. That it did is proven by taking the disks of all other nodes away: then every block must come
+//! from the damaged node. (Their disks are put back afterwards.)
 
 use super::CrashArgs;
 use super::setup::Setup;
@@ -10,7 +12,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+/// Time for repairs that reads have asked for.
+const REPAIR_TIME: Duration = Duration::from_secs(10);
 /// Most files that are damaged: the rest shows that undamaged ones are fine too.
 const MOST_FILES: usize = 100;
 
@@ -59,13 +64,69 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         verify(setup, &site, &keys, args.monotonic).await.context("after the damage")?;
     }
     no_failures(&site)?;
+    tokio::time::sleep(REPAIR_TIME).await;
+    let dirs = take_other_disks(setup).await?;
+    let proof = verify(setup, &site, &keys, args.monotonic).await.context("from the damaged node alone");
+    give_back_disks(setup, &dirs).await?;
+    let alone = proof?;
+    no_failures(&site)?;
+    verify(setup, &site, &keys, args.monotonic).await.context("with all disks again")?;
     Ok(format!(
-        "{} damaged files ({} flipped, {} truncated, {} removed), every read right",
+        "{} damaged files ({} flipped, {} truncated, {} removed), every read right; repaired: {} reads right from that \
+         node alone",
         counts.iter().sum::<usize>(),
         counts[0],
         counts[1],
-        counts[2]
+        counts[2],
+        alone.reads
     ))
+}
+
+/// All storage nodes but the damaged one.
+fn others(setup: &Setup) -> Vec<Daemon> {
+    let count = setup.processes.cluster.storage.len();
+    (1..count).map(|index| Daemon { role: Role::Storage, index }).collect()
+}
+
+/// Where a data directory is put meanwhile.
+fn aside(dir: &Path) -> PathBuf {
+    dir.with_extension("aside")
+}
+
+/// Restarts all other nodes without their data directories, as if those were not mounted; returns these.
+async fn take_other_disks(setup: &mut Setup) -> Result<Vec<PathBuf>> {
+    let mut dirs = Vec::new();
+    for daemon in others(setup) {
+        setup.processes.stop(daemon).await?;
+        for dir in data_dirs(&setup.processes.member(daemon)?.config)? {
+            std::fs::rename(&dir, aside(&dir)).with_context(|| dir.display().to_string())?;
+            // What an unmounted disk leaves: its empty mount point.
+            std::fs::create_dir(&dir)?;
+            dirs.push(dir);
+        }
+    }
+    start_others(setup).await?;
+    Ok(dirs)
+}
+
+async fn give_back_disks(setup: &mut Setup, dirs: &[PathBuf]) -> Result<()> {
+    for daemon in others(setup) {
+        setup.processes.stop(daemon).await?;
+    }
+    for dir in dirs {
+        std::fs::remove_dir(dir).with_context(|| format!("{} was written to", dir.display()))?;
+        std::fs::rename(aside(dir), dir)?;
+    }
+    start_others(setup).await
+}
+
+async fn start_others(setup: &mut Setup) -> Result<()> {
+    let others = others(setup);
+    setup.restart(&others, &[])?;
+    for daemon in others {
+        setup.listening(daemon).await?;
+    }
+    setup.healthy().await.map(|_| ())
 }
 
 /// Damages a file; false if there is nothing in it to damage, or it has just gone.
@@ -91,7 +152,8 @@ fn harm(path: &Path, kind: usize, random: &mut SmallRng) -> std::io::Result<bool
 
 /// The data directories that a storage node's configuration names.
 fn data_dirs(config: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
+    let text =
+        std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
     let table: toml::Table = text.parse().with_context(|| config.display().to_string())?;
     let dirs: Vec<PathBuf> = match table.get("data_dir") {
         Some(toml::Value::String(path)) => vec![path.into()],

@@ -58,11 +58,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
 
     let start = site.env.now();
     if observe(&through_second, &key).await != Observed::State(old) {
-        bail!(
-            "the old object is not intact: {:?}, {:?}",
-            site.violations.lock(),
-            site.failures.lock()
-        );
+        bail!("the old object is not intact: {:?}, {:?}", site.violations.lock(), site.failures.lock());
     }
     let took = site.env.now().saturating_sub(start);
     through_second.write(&key, 1_000_000, None).await;

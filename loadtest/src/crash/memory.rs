@@ -14,7 +14,11 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     if let Some(dir) = config.as_deref().and_then(std::path::Path::parent) {
         let (free, needed) = (machine_disk_free(dir)?, args.transfers * size * 3 + (4 << 30));
         if free < needed {
-            bail!("needs {} GiB of disk, {} GiB are free: lower --transfers or --transfer-mib", needed >> 30, free >> 30);
+            bail!(
+                "needs {} GiB of disk, {} GiB are free: lower --transfers or --transfer-mib",
+                needed >> 30,
+                free >> 30
+            );
         }
     }
     let (site, prefix) = setup.site("memory");

@@ -97,7 +97,11 @@ pub struct CrashArgs {
 pub async fn run(env: &Env, args: &CrashArgs) -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| env.random_u64() >> 16);
     let mut setup = Setup::start(env, args, seed).await?;
-    println!("seed {seed}; {} gateways, {} storage nodes", setup.s3.endpoints(), setup.processes.cluster.storage.len());
+    println!(
+        "seed {seed}; {} gateways, {} storage nodes",
+        setup.s3.endpoints(),
+        setup.processes.cluster.storage.len()
+    );
     let chosen = match args.scenario {
         Scenario::All => vec![
             Scenario::KillOne,

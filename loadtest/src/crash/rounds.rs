@@ -2,7 +2,7 @@
 
 use super::CrashArgs;
 use super::setup::Setup;
-use super::verify::verify;
+use super::verify::{no_refusals, verify};
 use crate::history::Outcome;
 use crate::report::duration_text;
 use crate::workload::{Keys, Mix, mixed};
@@ -44,6 +44,8 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         let (ended, killed) = futures::future::join(workload, killing).await;
         killed?;
         ended.into_iter().next().flatten().context("the workload panicked")?;
+        // Gateways die first: no answer can tell of the death of storage nodes.
+        no_refusals(&site).with_context(|| format!("round {round}"))?;
         // Every process is dead: what was not acknowledged by now has happened, or never will.
         site.history.close_unknown(site.env.now());
         let snapshot = site.history.snapshot();
@@ -54,7 +56,8 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         setup.restart(&all, &[])?;
         let recovery = setup.healthy().await.with_context(|| format!("round {round}"))?;
         bar.set_message("verifying");
-        let verified = verify(setup, &site, &keys, args.monotonic).await.with_context(|| format!("round {round}"))?;
+        let verified =
+            verify(setup, &site, &keys, args.monotonic).await.with_context(|| format!("round {round}"))?;
         unknown_total += unknown;
         reads_total += verified.reads;
         writes_total += verified.writes;

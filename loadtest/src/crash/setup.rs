@@ -2,7 +2,7 @@
 
 use super::CrashArgs;
 use crate::client::{Payload, S3};
-use crate::cluster::{Cluster, Daemon, Processes, Role, is_running, terminate};
+use crate::cluster::{Cluster, Daemon, Processes, is_running, terminate};
 use crate::workload::Site;
 use anyhow::{Context as _, Result, bail};
 use hayloft_common::env::Env;
@@ -100,7 +100,7 @@ impl Setup {
                     "{} (process {}) is not running: it ended by itself; see {}",
                     member.name,
                     member.pid,
-                    member.config.with_extension("log").display()
+                    member.log.display()
                 );
             }
             if self.env.now().saturating_sub(start) > self.recovery_limit {
@@ -110,16 +110,11 @@ impl Setup {
         }
     }
 
-    /// Waits until a storage node accepts connections again.
+    /// Waits until a daemon accepts connections again.
     pub(super) async fn listening(&self, daemon: Daemon) -> Result<()> {
-        let config = &self.processes.member(daemon)?.config;
-        let text = std::fs::read_to_string(config)?;
-        let table: toml::Table = text.parse().with_context(|| config.display().to_string())?;
-        let address = table.get("rpc_bind_addr").and_then(toml::Value::as_str);
-        let address = address.with_context(|| format!("no rpc_bind_addr in {}", config.display()))?;
-        let address = address.replace("[::]", "127.0.0.1").replace("0.0.0.0", "127.0.0.1");
+        let address = &self.processes.member(daemon)?.addr;
         let start = self.env.now();
-        while self.env.net.dial(&address).await.is_err() {
+        while self.env.net.dial(address).await.is_err() {
             if self.env.now().saturating_sub(start) > self.recovery_limit {
                 bail!("nothing listens on {address} after {:?}", self.recovery_limit);
             }
@@ -128,28 +123,18 @@ impl Setup {
         Ok(())
     }
 
-    /// Makes sure that there are two gateways: starts a second one if need be.
-    pub(super) async fn two_gateways(&mut self) -> Result<()> {
+    /// Makes sure that there are two gateways and that they serve.
+    pub(super) async fn two_gateways(&self) -> Result<()> {
         if self.processes.cluster.gateways.len() < 2 {
-            self.processes.add_gateway(&[])?;
-            self.s3 = S3::new(self.env.clone(), &self.processes.cluster.settings(Duration::from_mins(1)))?;
+            bail!("needs two gateways: run `hayloft dev --gateways 2`");
         }
         self.healthy().await.map(|_| ())
     }
 
     /// Stops what we started; removes a temporary directory if all went well.
     pub(super) async fn finish(mut self, passed: bool) -> Result<()> {
-        let Some(mut dev) = self.dev.take() else {
-            // The cluster is not ours: only a gateway that we added goes.
-            let listed = self.processes.cluster.gateways.iter().enumerate();
-            let added: Vec<_> = listed.filter(|(_, member)| member.name.starts_with("gateway-extra-")).collect();
-            let added: Vec<_> =
-                added.into_iter().map(|(index, _)| Daemon { role: Role::Gateway, index }).collect();
-            for daemon in added {
-                self.processes.stop(daemon).await?;
-            }
-            return Ok(());
-        };
+        // A cluster that is not ours goes on.
+        let Some(mut dev) = self.dev.take() else { return Ok(()) };
         for daemon in self.processes.all() {
             self.processes.stop(daemon).await?;
         }
@@ -189,6 +174,7 @@ async fn start_dev(env: &Env, binary: &Path, dir: Option<&Path>) -> Result<(Path
         .arg("dev")
         .arg("--dir")
         .arg(dir.join("data"))
+        .args(["--gateways", "2"])
         .arg("--json")
         .arg(&file)
         .stdin(Stdio::null())

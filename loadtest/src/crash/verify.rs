@@ -51,7 +51,10 @@ async fn read_all(site: &Site, keys: &Keys) {
                 let name = keys.name(index);
                 if observe(&site, &name).await == Observed::Failed {
                     let failures = site.failures.lock().clone();
-                    site.wrong_content(&name, format!("cannot be read at rest; failures so far: {failures:?}"));
+                    site.wrong_content(
+                        &name,
+                        format!("cannot be read at rest; failures so far: {failures:?}"),
+                    );
                 }
             }
         }
@@ -75,4 +78,12 @@ async fn list(site: &Site, keys: &Keys) -> Result<()> {
 pub(super) fn no_failures(site: &Site) -> Result<()> {
     let failures = site.failures.lock().clone();
     if failures.is_empty() { Ok(()) } else { bail!("requests failed: {failures:?}") }
+}
+
+/// Fails if a request failed otherwise than by its connection: for faults that break connections.
+pub(super) fn no_refusals(site: &Site) -> Result<()> {
+    let broken = |kind: &str| ["connect", "transport"].iter().any(|how| kind.ends_with(&format!(": {how}")));
+    let refused: Vec<_> =
+        site.failures.lock().clone().into_iter().filter(|(kind, _)| !broken(kind)).collect();
+    if refused.is_empty() { Ok(()) } else { bail!("requests were refused: {refused:?}") }
 }

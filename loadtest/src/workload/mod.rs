@@ -19,8 +19,23 @@ use crate::history::History;
 use hayloft_common::env::Env;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Failed requests of one kind.
+#[derive(Clone, Default)]
+pub struct Failure {
+    pub count: u64,
+    /// What the first one said.
+    pub first: String,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} times, first: {}", self.count, self.first)
+    }
+}
 
 /// What every client of a workload shares; cheap to clone.
 #[derive(Clone)]
@@ -30,8 +45,8 @@ pub struct Site {
     pub history: Arc<History>,
     /// Wrong bytes seen while running.
     pub violations: Arc<Mutex<Vec<Violation>>>,
-    /// Failed requests by kind.
-    pub failures: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Failed requests by operation and kind.
+    pub failures: Arc<Mutex<BTreeMap<String, Failure>>>,
     /// Requests that succeeded.
     pub done: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -68,7 +83,12 @@ impl Site {
 
     /// Counts a failed request.
     pub fn failed(&self, operation: &str, error: &crate::client::Error) {
-        *self.failures.lock().entry(format!("{operation}: {}", error.kind())).or_default() += 1;
+        let mut failures = self.failures.lock();
+        let failure = failures.entry(format!("{operation}: {}", error.kind())).or_default();
+        if failure.count == 0 {
+            failure.first = error.to_string();
+        }
+        failure.count += 1;
     }
 
     /// Notes wrong content.
