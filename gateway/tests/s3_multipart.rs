@@ -1,5 +1,7 @@
 //! Multipart uploads over HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod s3_support;
 
 use md5::{Digest as _, Md5};

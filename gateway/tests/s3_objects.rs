@@ -1,5 +1,7 @@
 //! Buckets and objects over HTTP: put, get, head, ranges, conditions, copies, deletes, listings.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod s3_support;
 
 use base64::Engine as _;

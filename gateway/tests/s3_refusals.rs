@@ -1,6 +1,8 @@
 //! What must be refused, how, and that nothing is stored then: signatures, malformed requests, everything
 //! that S3 knows and we don't.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod s3_support;
 
 use s3_support::{Client, World, amz_date, ask, hmac, raw, read_answer, sha256, world, world_with};

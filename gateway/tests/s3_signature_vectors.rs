@@ -1,6 +1,8 @@
 //! The examples of AWS's documents ("Signature Calculations for the Authorization Header" and
 //! "Authenticating Requests: Using Query Parameters"), through the gateway's whole authentication.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use async_trait::async_trait;
 use hayloft_common::crdt::{Lww, LwwMap};
 use hayloft_common::schema::{KeyId, KeyRow};

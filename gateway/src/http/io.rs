@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    const IDLE: Duration = Duration::from_secs(60);
+    const IDLE: Duration = Duration::from_mins(1);
     const STALL: Duration = Duration::from_secs(30);
 
     fn pair() -> (ConnectionIo, tokio::io::DuplexStream, Arc<Activity>) {

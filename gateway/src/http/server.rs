@@ -140,7 +140,8 @@ impl Server {
 
     /// Serves until `stop`, then lets requests finish for at most the grace time.
     pub async fn run(self, stop: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(self.shared.config.max_connections));
+        let Self { shared, listener, tls } = self;
+        let permits = Arc::new(Semaphore::new(shared.config.max_connections));
         let connections = TaskTracker::new();
         // Ends what is left after the grace time.
         let kill = CancellationToken::new();
@@ -148,15 +149,15 @@ impl Server {
             let accepted = tokio::select! {
                 biased; // Stopping goes first; it happens once, so it starves nothing.
                 () = stop.cancelled() => break,
-                accepted = next_connection(self.listener.as_ref(), &permits) => accepted,
+                accepted = next_connection(listener.as_ref(), &permits) => accepted,
             };
             match accepted {
                 Ok((stream, peer, permit)) => {
-                    let tls = self.tls.as_ref().map(|t| t.current());
-                    let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
+                    let tls = tls.as_ref().map(|t| t.current());
+                    let (ours, stop) = (Arc::clone(&shared), stop.clone());
                     let kill = kill.clone();
                     let task = connections.track_future(async move {
-                        let serve = serve_connection(shared, stream, peer, tls, stop);
+                        let serve = serve_connection(ours, stream, peer, tls, stop);
                         tokio::select! {
                             biased; // See above.
                             () = kill.cancelled() => {}
@@ -164,17 +165,19 @@ impl Server {
                         }
                         drop(permit);
                     });
-                    self.shared.env.spawn("http connection", task);
+                    shared.env.spawn("http connection", task);
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: let some connections end first.
-                    tracing::warn!(%error, api = self.shared.config.api, "cannot accept a connection");
+                    tracing::warn!(%error, api = shared.config.api, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
+        // Nobody may connect any more, and another process may take the port.
+        drop(listener);
         connections.close();
-        if tokio::time::timeout(self.shared.config.shutdown_grace, connections.wait()).await.is_err() {
+        if tokio::time::timeout(shared.config.shutdown_grace, connections.wait()).await.is_err() {
             tracing::warn!(left = connections.len(), "breaking off requests: the grace time is over");
             kill.cancel();
             connections.wait().await;
@@ -385,7 +388,7 @@ impl Body for TrackedBody {
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::warn!(
-                    id = self.report.finished.endpoint,
+                    endpoint = self.report.finished.endpoint,
                     %error,
                     "an answer broke off in the middle of its body"
                 );

@@ -117,6 +117,10 @@ pub fn check(operation: Operation, headers: &HeaderMap) -> S3Result<()> {
                 .with("Header", header));
         }
     }
+    if operation == Operation::PutObject {
+        // An object of one piece has no checksums of parts.
+        only(headers, "x-amz-checksum-type", &["FULL_OBJECT"])?;
+    }
     check_values(headers)
 }
 
@@ -241,6 +245,7 @@ mod tests {
             assert_eq!(ask(Operation::DeleteObject, name, "1"), Err(Code::NotImplemented));
         }
         assert_eq!(ask(Operation::PutObject, "x-amz-storage-class", "FAST"), Err(Code::InvalidStorageClass));
+        assert_eq!(ask(Operation::PutObject, "x-amz-checksum-type", "COMPOSITE"), Err(Code::NotImplemented));
         assert_eq!(ask(Operation::UploadPart, "x-amz-meta-a", "1"), Err(Code::NotImplemented));
     }
 

@@ -1,6 +1,7 @@
 //! What the S3 tests share: a gateway with its real server over an in-memory store, and a client that signs
 //! by hand, independently of the gateway's code, and can send what no proper client would.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use hayloft_common::env::Env;
 use hayloft_gateway::auth::AuthConfig;
@@ -8,6 +9,7 @@ use hayloft_gateway::domain::memory::MemoryStore;
 use hayloft_gateway::domain::{Gateway, NewKey};
 use hayloft_gateway::http::observe::NoObserver;
 use hayloft_gateway::http::server::{Server, ServerConfig};
+use hayloft_gateway::http::tls::Tls;
 use hayloft_gateway::limits::DomainConfig;
 use hayloft_gateway::s3::{S3Api, S3Config};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -27,7 +29,7 @@ pub(crate) struct World {
     pub(crate) addr: String,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) client: Client,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Drop for World {
@@ -41,6 +43,10 @@ pub(crate) async fn world() -> World {
 }
 
 pub(crate) async fn world_with(change: impl FnOnce(&mut ServerConfig)) -> World {
+    world_of(change, None).await
+}
+
+pub(crate) async fn world_of(change: impl FnOnce(&mut ServerConfig), tls: Option<Arc<Tls>>) -> World {
     let env = Env::real();
     let config = DomainConfig {
         block_size: 64 << 10,
@@ -58,7 +64,7 @@ pub(crate) async fn world_with(change: impl FnOnce(&mut ServerConfig)) -> World 
     let api = Arc::new(S3Api::new(gateway.clone(), env.clone(), s3));
     let mut config = ServerConfig::new("s3");
     change(&mut config);
-    let server = Server::bind(env, "127.0.0.1:0", config, None, api, Arc::new(NoObserver)).await.unwrap();
+    let server = Server::bind(env, "127.0.0.1:0", config, tls, api, Arc::new(NoObserver)).await.unwrap();
     let addr = server.local_addr();
     let stop = CancellationToken::new();
     let stopped = stop.clone();
@@ -343,7 +349,7 @@ pub(crate) fn encode_path(text: &str) -> String {
     for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                out.push(byte.into())
+                out.push(byte.into());
             }
             other => write!(out, "%{other:02X}").unwrap(),
         }
