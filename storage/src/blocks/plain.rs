@@ -4,7 +4,7 @@
 //! that a file with a final name is whole. Putting a block again replaces its file: that is how a
 //! damaged one is repaired.
 
-use super::format::{HEADER, RecordHeader, TMP, plain_path};
+use super::format::{RecordHeader, TMP, plain_path};
 use super::index::{DiskId, Location, Place};
 use crate::disk::Disk;
 use hayloft_common::hash::Hash;
@@ -60,10 +60,8 @@ impl PlainWriter {
         fsync: bool,
         tmp: &str,
     ) -> Result<(), WriteError> {
-        let file = disk.create(tmp).map_err(WriteError::Write)?;
         let header = RecordHeader::new(hash, id, Place::Plain, payload).encode();
-        file.write_at(&header, 0).map_err(WriteError::Write)?;
-        file.write_at(payload, HEADER as u64).map_err(WriteError::Write)?;
+        let file = disk.create_filled(tmp, &[&header, payload]).map_err(WriteError::Write)?;
         if fsync { file.sync().map_err(WriteError::Sync) } else { Ok(()) }
     }
 }

@@ -51,6 +51,17 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, path: &str, access: Access) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates a file for reading and writing; it must not exist.
     fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates a file that holds `parts`, one behind the other; it must not exist. Not synced. Meant for large
+    /// files written once: a disk may keep their bytes out of the page cache.
+    fn create_filled(&self, path: &str, parts: &[&[u8]]) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.create(path)?;
+        let mut offset = 0;
+        for part in parts {
+            file.write_at(part, offset)?;
+            offset += part.len() as u64;
+        }
+        Ok(file)
+    }
     /// Creates a directory in an existing one; says whether it is new. `""` creates the data directory
     /// itself, with its parents.
     fn create_dir(&self, path: &str) -> io::Result<bool>;
