@@ -4,19 +4,20 @@
 //! clock; [`run`] gives it the operating system's and waits for the signal to stop.
 
 use crate::admin::Admin;
+use crate::auth::verify::AuthConfig;
 use crate::domain::{ClusterStore, Gateway};
 use crate::http::observe::{Finished, Observer};
 use crate::http::server::{Handler, Server, ServerConfig};
 use crate::http::tls::{Tls, TlsFiles};
 use crate::layout::LayoutManager;
 use crate::limits::DomainConfig;
-use crate::auth::verify::AuthConfig;
 use crate::s3::{S3Api, S3Config};
 use anyhow::Context as _;
 use hayloft_common::config::{GatewayConfig, LimitsConfig, Peer};
 use hayloft_common::env::{Clock, Env};
-use hayloft_common::layout::{ActiveLayout, ConsistencyMode, Parameters, ZoneRedundancy};
+use hayloft_common::layout::{ActiveLayout, ConsistencyMode, Parameters, StagedChanges, ZoneRedundancy};
 use hayloft_common::limits::DEFAULT_PARTITION_BITS;
+use hayloft_common::stamp::HybridClock;
 use hayloft_common::telemetry::metric::{
     ApiMetrics, BlockBufferMetrics, ClusterMetrics, MetricError, Metrics, peer_rtt,
 };
@@ -64,10 +65,13 @@ pub fn start(parts: Parts) -> Core {
     let parameters = Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::Maximum };
     let empty = ActiveLayout::empty(parameters, DEFAULT_PARTITION_BITS);
     let cluster = Cluster::new(env.clone(), pool, zone, mode, empty, Arc::new(NoLayoutStore));
-    let membership = Membership::new(cluster.clone(), None, storage_peers, Default::default());
+    let membership = Membership::new(cluster.clone(), None, storage_peers, StagedChanges::default());
     membership.start();
     let clock = Arc::new(ClusterClock { own: env.clock.clone(), membership: membership.clone() });
-    let gateway = Gateway::new(Env { clock, ..env }, Arc::new(ClusterStore::new(cluster)), domain);
+    // The order of writes does not depend on the time of day: the own clock does, and never steps.
+    let order = HybridClock::new(env.clone());
+    let store = Arc::new(ClusterStore::new(cluster));
+    let gateway = Gateway::with_clock(Env { clock, ..env }, order, store, domain);
     Core { gateway, membership }
 }
 
@@ -133,7 +137,8 @@ impl Ports {
         let observer = Arc::new(Observed(ApiMetrics::new(&self.metrics, api)?));
         let config = server_config(api, &self.limits);
         let server = Server::bind(self.env.clone(), addr, config, tls, handler, observer);
-        let server = server.await.with_context(|| format!("cannot listen on {addr} ({api} api_bind_addr)"))?;
+        let server =
+            server.await.with_context(|| format!("cannot listen on {addr} ({api} api_bind_addr)"))?;
         let local = server.local_addr();
         self.env.spawn("http port", self.running.track_future(server.run(self.stop.clone())));
         Ok(local)
@@ -185,7 +190,10 @@ pub async fn run(config: &GatewayConfig, env: Env, stop: impl Future<Output = ()
 
 fn s3_config(config: &GatewayConfig) -> S3Config {
     let s3 = &config.s3_api;
-    S3Config { auth: AuthConfig::new("s3", &s3.s3_region, &s3.extra_regions), root_domain: s3.root_domain.clone() }
+    S3Config {
+        auth: AuthConfig::new("s3", &s3.s3_region, &s3.extra_regions),
+        root_domain: s3.root_domain.clone(),
+    }
 }
 
 async fn load_tls(

@@ -89,12 +89,10 @@ impl BlockIndex for EngineIndex {
     fn for_each(&self, visit: &mut dyn FnMut(Hash, Location)) {
         let scanned =
             self.0.scan(Space::BlockIndex, &KeyRange::all(), Direction::Forward, &mut |key, value| {
-                match (<[u8; 32]>::try_from(&key[..]), Location::decode(value)) {
-                    (Ok(hash), Ok(location)) => visit(Hash(hash), location),
-                    _ => tracing::error!(
-                        key = hex::encode(key),
-                        "a block index entry is damaged and is left out"
-                    ),
+                if let (Ok(hash), Ok(location)) = (<[u8; 32]>::try_from(&key[..]), Location::decode(value)) {
+                    visit(Hash(hash), location)
+                } else {
+                    tracing::error!(key = hex::encode(key), "a block index entry is damaged and is left out")
                 }
                 Step::Next
             });

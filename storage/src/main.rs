@@ -42,7 +42,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .thread_keep_alive(std::time::Duration::from_secs(60))
+        .thread_keep_alive(std::time::Duration::from_mins(1))
         .build()?;
     runtime.block_on(async {
         let telemetry = telemetry::init(&config.log, &config.trace, "hayloft-storage")?;

@@ -62,7 +62,7 @@ impl Row for UploadRow {
             UploadState::Open { headers: ours, checksum: our_sum },
             UploadState::Open { headers, checksum },
         ) = (&mut self.state, &other.state)
-            && rmp_serde::to_vec(&(&*headers, checksum)).ok() > rmp_serde::to_vec(&(&*ours, &*our_sum)).ok()
+            && rmp_serde::to_vec(&(headers, checksum)).ok() > rmp_serde::to_vec(&(&*ours, &*our_sum)).ok()
         {
             ours.clone_from(headers);
             *our_sum = *checksum;

@@ -63,7 +63,9 @@ impl Admin {
     }
 
     pub(super) async fn import_key(&self, import: ImportKey) -> Result<KeyInfo, AdminError> {
-        for (what, text) in [("accessKeyId", &import.access_key_id), ("secretAccessKey", &import.secret_access_key)] {
+        for (what, text) in
+            [("accessKeyId", &import.access_key_id), ("secretAccessKey", &import.secret_access_key)]
+        {
             let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "_-+/=.".contains(c));
             if !(IMPORT_LENGTH.0..=IMPORT_LENGTH.1).contains(&text.len()) || !plain {
                 return Err(AdminError::bad(format!("`{what}` must be 3 to 128 letters, digits or _-+/=.")));
@@ -127,15 +129,16 @@ impl Admin {
 }
 
 /// `None`: leave as it is.
+#[expect(clippy::option_option, reason = "leave it, remove it, or set it")]
 fn expiration(settings: &KeySettings) -> Result<Option<Option<u64>>, AdminError> {
     match (&settings.expiration, settings.never_expires) {
         (Some(_), true) => Err(AdminError::bad("`expiration` and `neverExpires` exclude each other")),
         (None, true) => Ok(Some(None)),
         (None, false) => Ok(None),
         (Some(text), false) => {
-            let at: jiff::Timestamp = text
-                .parse()
-                .map_err(|_| AdminError::bad(format!("`{text}` is not a date such as 2027-01-31T00:00:00Z")))?;
+            let at: jiff::Timestamp = text.parse().map_err(|_| {
+                AdminError::bad(format!("`{text}` is not a date such as 2027-01-31T00:00:00Z"))
+            })?;
             Ok(Some(Some(u64::try_from(at.as_millisecond()).unwrap_or(0))))
         }
     }

@@ -125,7 +125,7 @@ impl Node {
                 Err(error) => return Err(block_error(&error)),
             }
         }
-        let check = |_: &(), envelope: Bytes| match block::open(&envelope, &block, MAX_BLOCK_SIZE) {
+        let check = |(): &(), envelope: Bytes| match block::open(&envelope, &block, MAX_BLOCK_SIZE) {
             Ok(_) => Ok(envelope),
             Err(error) => Err(RpcError::remote(RemoteCode::Corrupt, error.to_string())),
         };

@@ -72,7 +72,7 @@ impl Node {
         reply(&NodeStatus {
             info,
             epoch: self.cluster.layout().epoch,
-            uptime_secs: (self.env.now() - self.started).as_secs(),
+            uptime_secs: self.env.now().saturating_sub(self.started).as_secs(),
             metadata,
             disks: disks
                 .into_iter()
