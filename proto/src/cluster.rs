@@ -123,7 +123,7 @@ impl Cluster {
         }
     }
 
-    /// Calls one node.
+    /// Calls one node, under the layout in force here.
     pub async fn call<M: Message>(
         &self,
         node: NodeId,
@@ -132,6 +132,19 @@ impl Cluster {
         deadline: Duration,
     ) -> Result<(M::Reply, Body), RpcError> {
         let epoch = self.layout.load().epoch;
+        self.call_at(epoch, node, request, body, deadline).await
+    }
+
+    /// Calls one node under the layout of `epoch`: the one by which the node was chosen, and its answer is counted.
+    /// A later one would let the node take for a call of its own epoch what counts by an older one's sets.
+    pub async fn call_at<M: Message>(
+        &self,
+        epoch: u64,
+        node: NodeId,
+        request: &M,
+        body: Body,
+        deadline: Duration,
+    ) -> Result<(M::Reply, Body), RpcError> {
         let head = message::encode_request(epoch, request);
         let options = CallOptions { class: M::CLASS, deadline, trace: None };
         let (head, body) = self.pool.call(node, options, M::METHOD, head, body).await?;

@@ -2,17 +2,19 @@
 //!
 //! The rule when enough is reached is [`Tracker`]'s (pure, in `common`); here is the waiting around it:
 //!
-//! - [`write`] asks every node of every write set and returns at a quorum; the rest goes on in the background.
+//! - [`write()`] asks every node of every write set and returns at a quorum; the rest goes on in the background.
 //! - [`read`] asks as many nodes as a read quorum needs, nearest first, and one more whenever one fails or is
 //!   slower than it usually is. [`EarlyRead`] lets the caller start work on the first reply.
 //! - [`any`] wants one good answer: nearest replica first, the next when it fails, is bad, or is slow.
 //!
 //! All of them follow the layout: a node that knows a newer epoch refuses and sends its layout, which is learnt
-//! before the operation starts over. No operation waits for a time-out while enough other nodes answer.
+//! before the operation starts over; for one that is behind, it starts over after a pause if there is no quorum
+//! without it. Within one try the nodes asked, the epoch sent and the sets counted are of one layout. No operation
+//! waits for a time-out while enough other nodes answer.
 
 use crate::body::Body;
 use crate::cluster::{CALL_DEADLINE, Cluster};
-use crate::error::RpcError;
+use crate::error::{RemoteCode, RpcError};
 use crate::message::Message;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -25,7 +27,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How often an operation starts over because the layout moved on under it.
-const MAX_EPOCH_RETRIES: usize = 5;
+const MAX_EPOCH_RETRIES: usize = 8;
+/// Pause before it does because nodes were behind; doubled each time (1.3 s in all).
+const BEHIND_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why not enough nodes agreed.
 #[derive(Debug, thiserror::Error)]
@@ -74,24 +78,53 @@ pub enum Verdict {
 
 type Call<R> = BoxFuture<'static, (NodeId, Result<(R, Body), RpcError>)>;
 
-fn start<M: Message>(cluster: &Arc<Cluster>, node: NodeId, message: &Arc<M>, body: &Bytes) -> Call<M::Reply> {
+fn start<M: Message>(
+    cluster: &Arc<Cluster>,
+    epoch: u64,
+    node: NodeId,
+    message: &Arc<M>,
+    body: &Bytes,
+) -> Call<M::Reply> {
     let (cluster, message, body) = (cluster.clone(), message.clone(), body.clone());
     Box::pin(async move {
         let body = if body.is_empty() { Body::empty() } else { Body::from(body) };
-        (node, cluster.call(node, &*message, body, CALL_DEADLINE).await)
+        (node, cluster.call_at(epoch, node, &*message, body, CALL_DEADLINE).await)
     })
 }
 
-/// Learns the layout that a refusal carried. True if the operation should start over.
-async fn learn_if_stale(cluster: &Cluster, error: &RpcError) -> bool {
-    match error {
-        RpcError::StaleEpoch { layout } => cluster.learn_encoded(layout).await,
-        _ => false,
+/// What errors said of the layout.
+#[derive(Default)]
+struct Moves {
+    /// A newer one is known now: this try is for nothing.
+    newer: bool,
+    /// A node does not know ours yet; it has begun to ask for it.
+    behind: bool,
+}
+
+impl Moves {
+    /// Takes in an error; learns the layout that it may carry.
+    async fn note(&mut self, cluster: &Cluster, error: &RpcError) {
+        match error {
+            RpcError::StaleEpoch { layout } => self.newer |= cluster.learn_encoded(layout).await,
+            RpcError::Remote { code: RemoteCode::NotReady, .. } => self.behind = true,
+            _ => {}
+        }
+    }
+
+    /// Whether a try that failed is worth another, after the pause that it takes. `done`: tries so far.
+    async fn again(&self, done: usize) -> bool {
+        if !self.newer && self.behind && done < MAX_EPOCH_RETRIES {
+            tokio::time::sleep(BEHIND_PAUSE * (1 << done.saturating_sub(1).min(16))).await;
+            return true;
+        }
+        self.newer
     }
 }
 
 /// Sends `message` (with `body`, unless empty) to every node of the write sets of `place`, and returns the replies
 /// that were there when a quorum of each set had accepted.
+///
+/// Once a node has refused, the caller has to try again above it anyway: nodes that are silent then are not waited for.
 ///
 /// Dropping the future stops calls that are under way; nodes already asked may have written.
 pub async fn write<M: Message>(
@@ -102,16 +135,17 @@ pub async fn write<M: Message>(
     judge: impl Fn(&M::Reply) -> Verdict,
 ) -> Result<Vec<M::Reply>, FanoutError<M::Reply>> {
     let message = Arc::new(message);
-    for _ in 0..MAX_EPOCH_RETRIES {
+    for tries in 1..=MAX_EPOCH_RETRIES {
         let layout = cluster.layout();
         let sets = layout.write_sets(layout.partition_of(&place)).map_err(|_| FanoutError::NoLayout)?;
         let quorum = cluster.write_quorum(&layout);
         let mut tracker = Tracker::new(&sets, quorum);
+        let nodes: Vec<NodeId> = tracker.nodes().collect();
         let mut calls: FuturesUnordered<Call<M::Reply>> =
-            tracker.nodes().map(|node| start(cluster, node, &message, &body)).collect();
+            nodes.iter().map(|node| start(cluster, layout.epoch, *node, &message, &body)).collect();
         let (mut accepted, mut rejected, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        let mut stale = false;
-        while let Some((node, result)) = calls.next().await {
+        let mut moves = Moves::default();
+        while let Some((node, result)) = next_write(cluster, &mut calls, &nodes, rejected.is_empty()).await {
             match result {
                 Ok((reply, _)) if judge(&reply) == Verdict::Accept => {
                     tracker.ok(node);
@@ -122,7 +156,7 @@ pub async fn write<M: Message>(
                     rejected.push(reply);
                 }
                 Err(error) => {
-                    stale |= learn_if_stale(cluster, &error).await;
+                    moves.note(cluster, &error).await;
                     tracker.fail(node);
                     errors.push((node, error));
                 }
@@ -133,18 +167,32 @@ pub async fn write<M: Message>(
                     return Ok(accepted);
                 }
                 QuorumState::Impossible => break,
+                QuorumState::Pending if moves.newer => break,
                 QuorumState::Pending => {}
             }
         }
-        if stale {
-            continue;
-        }
-        if !rejected.is_empty() {
+        if !moves.newer && !rejected.is_empty() {
             return Err(FanoutError::Rejected { replies: rejected });
         }
-        return Err(FanoutError::NoQuorum { wanted: quorum, answered: accepted.len(), errors });
+        if !moves.again(tries).await {
+            return Err(FanoutError::NoQuorum { wanted: quorum, answered: accepted.len(), errors });
+        }
     }
     Err(FanoutError::LayoutMoving)
+}
+
+/// The next answer to a write. `None`: no more, or none soon enough after a refusal.
+async fn next_write<R>(
+    cluster: &Cluster,
+    calls: &mut FuturesUnordered<Call<R>>,
+    nodes: &[NodeId],
+    patient: bool,
+) -> Option<(NodeId, Result<(R, Body), RpcError>)> {
+    if patient {
+        return calls.next().await;
+    }
+    // Twice: a write may take longer than the calls of which the usual time is known.
+    tokio::time::timeout(2 * patience(cluster, nodes), calls.next()).await.ok().flatten()
 }
 
 /// Lets the calls that a quorum did not wait for run to their end.
@@ -179,6 +227,7 @@ pub struct EarlyRead<M: Message> {
 
 /// One try under one layout.
 struct Round<R> {
+    epoch: u64,
     /// Still to be asked, nearest last.
     waiting: Vec<NodeId>,
     tracker: Tracker,
@@ -187,7 +236,7 @@ struct Round<R> {
     asked: Vec<NodeId>,
     replies: Vec<(NodeId, R)>,
     errors: Vec<(NodeId, RpcError)>,
-    stale: bool,
+    moves: Moves,
 }
 
 impl<M: Message> EarlyRead<M> {
@@ -200,6 +249,7 @@ impl<M: Message> EarlyRead<M> {
         self.cluster.order(&mut nodes);
         nodes.reverse();
         let mut round = Round {
+            epoch: layout.epoch,
             waiting: nodes,
             tracker,
             wanted,
@@ -207,7 +257,7 @@ impl<M: Message> EarlyRead<M> {
             asked: Vec::new(),
             replies: Vec::new(),
             errors: Vec::new(),
-            stale: false,
+            moves: Moves::default(),
         };
         for _ in 0..wanted {
             ask_next(&self.cluster, &self.message, &mut round);
@@ -223,15 +273,20 @@ impl<M: Message> EarlyRead<M> {
                 self.begin()?;
             }
             let Some(round) = self.round.as_mut() else { continue };
-            while round.replies.len() < enough && round.tracker.state() == QuorumState::Pending {
-                let Some((node, result)) = next_or_hedge(&self.cluster, &self.message, round).await else { break };
+            while round.replies.len() < enough
+                && round.tracker.state() == QuorumState::Pending
+                && !round.moves.newer
+            {
+                let Some((node, result)) = next_or_hedge(&self.cluster, &self.message, round).await else {
+                    break;
+                };
                 match result {
                     Ok((reply, _)) => {
                         round.tracker.ok(node);
                         round.replies.push((node, reply));
                     }
                     Err(error) => {
-                        round.stale |= learn_if_stale(&self.cluster, &error).await;
+                        round.moves.note(&self.cluster, &error).await;
                         round.tracker.fail(node);
                         round.errors.push((node, error));
                         ask_next(&self.cluster, &self.message, round);
@@ -241,9 +296,13 @@ impl<M: Message> EarlyRead<M> {
             if round.replies.len() >= enough || round.tracker.state() == QuorumState::Reached {
                 return Ok(());
             }
-            if !round.stale {
+            if !round.moves.again(self.rounds).await {
                 let errors = std::mem::take(&mut round.errors);
-                return Err(FanoutError::NoQuorum { wanted: round.wanted, answered: round.replies.len(), errors });
+                return Err(FanoutError::NoQuorum {
+                    wanted: round.wanted,
+                    answered: round.replies.len(),
+                    errors,
+                });
             }
             if self.rounds >= MAX_EPOCH_RETRIES {
                 return Err(FanoutError::LayoutMoving);
@@ -269,7 +328,7 @@ impl<M: Message> EarlyRead<M> {
 fn ask_next<M: Message>(cluster: &Arc<Cluster>, message: &Arc<M>, round: &mut Round<M::Reply>) {
     if let Some(node) = round.waiting.pop() {
         round.asked.push(node);
-        round.calls.push(start(cluster, node, message, &Bytes::new()));
+        round.calls.push(start(cluster, round.epoch, node, message, &Bytes::new()));
     }
 }
 
@@ -351,17 +410,18 @@ async fn any_of<M: Message, T>(
     except: Option<NodeId>,
 ) -> Result<Found<T>, FanoutError> {
     let message = Arc::new(message);
-    for _ in 0..MAX_EPOCH_RETRIES {
+    for tries in 1..=MAX_EPOCH_RETRIES {
         let layout = cluster.layout();
         let mut waiting = candidates(cluster, &layout, place).ok_or(FanoutError::NoLayout)?;
         waiting.retain(|node| Some(*node) != except);
         let mut calls: FuturesUnordered<BoxFuture<'static, Collected<M::Reply>>> = FuturesUnordered::new();
-        let (mut asked, mut bad, mut errors, mut stale) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut asked, mut bad, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let mut moves = Moves::default();
         loop {
             if calls.is_empty() {
                 let Some(node) = waiting.pop() else { break };
                 asked.push(node);
-                calls.push(collect(start(cluster, node, &message, &Bytes::new()), max_body));
+                calls.push(collect(start(cluster, layout.epoch, node, &message, &Bytes::new()), max_body));
             }
             let patience = patience(cluster, &asked);
             // Biased: as in next_or_hedge.
@@ -371,7 +431,7 @@ async fn any_of<M: Message, T>(
                     if let Some(node) = waiting.pop() {
                         suspect_silent::<()>(cluster, &asked, &[], &errors);
                         asked.push(node);
-                        calls.push(collect(start(cluster, node, &message, &Bytes::new()), max_body));
+                        calls.push(collect(start(cluster, layout.epoch, node, &message, &Bytes::new()), max_body));
                     }
                     continue;
                 }
@@ -380,15 +440,18 @@ async fn any_of<M: Message, T>(
             match result.and_then(|(reply, body)| check(&reply, body)) {
                 Ok(value) => return Ok(Found { value, bad }),
                 Err(error) => {
-                    stale |= learn_if_stale(cluster, &error).await;
+                    moves.note(cluster, &error).await;
                     if error.is_bad_copy() {
                         bad.push(node);
                     }
                     errors.push((node, error));
+                    if moves.newer {
+                        break;
+                    }
                 }
             }
         }
-        if !stale {
+        if !moves.again(tries).await {
             return Err(FanoutError::NoQuorum { wanted: 1, answered: 0, errors });
         }
     }
