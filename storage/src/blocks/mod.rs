@@ -272,9 +272,13 @@ impl BlockStore {
         if let Some(read) = volume.read_cached(hash, location) {
             return read;
         }
-        let _permit = volume.reads.acquire().await.map_err(|_| BlockError::Stopping)?;
+        let permit = volume.reads.clone().acquire_owned().await.map_err(|_| BlockError::Stopping)?;
         let (on, hash, location) = (volume.clone(), *hash, *location);
-        self.blocking(move || on.read(&hash, &location)).await
+        self.blocking(move || {
+            let _permit = permit;
+            on.read(&hash, &location)
+        })
+        .await
     }
 
     /// Whether the disk of a location is in use and may be read; asks no disk. A put may be answered from an
@@ -399,10 +403,10 @@ impl BlockStore {
         if envelope.len() < self.0.config.pack_below {
             return self.put_packed(volume, hash, envelope, room).await;
         }
-        let _permit = volume.writes.acquire().await.map_err(|_| BlockError::Stopping)?;
+        let permit = volume.writes.clone().acquire_owned().await.map_err(|_| BlockError::Stopping)?;
         let on = volume.clone();
         self.blocking(move || {
-            let _room = room;
+            let (_room, _permit) = (room, permit);
             on.write_plain(hash, &envelope)
         })
         .await

@@ -44,9 +44,10 @@ pub(super) struct Volume {
     packer: Mutex<PackWriter>,
     plain: PlainWriter,
     pub(super) corrupt: AtomicU64,
-    /// Permits for reads, for writes of large blocks, and for bytes waiting to be written.
-    pub(super) reads: Semaphore,
-    pub(super) writes: Semaphore,
+    /// Permits for reads, for writes of large blocks, and for bytes waiting to be written. They are held by the
+    /// work itself, not by who waits for it: a caller that gave up does not free a thread that hangs in the disk.
+    pub(super) reads: Arc<Semaphore>,
+    pub(super) writes: Arc<Semaphore>,
     pub(super) room: Arc<Semaphore>,
     pub(super) waiting: AtomicUsize,
 }
@@ -97,8 +98,8 @@ impl Volume {
             packer: Mutex::new(packer),
             plain: PlainWriter::default(),
             corrupt: AtomicU64::new(0),
-            reads: Semaphore::new(config.reads_per_disk),
-            writes: Semaphore::new(config.writes_per_disk),
+            reads: Arc::new(Semaphore::new(config.reads_per_disk)),
+            writes: Arc::new(Semaphore::new(config.writes_per_disk)),
             room: Arc::new(Semaphore::new(config.write_queue)),
             waiting: AtomicUsize::new(0),
             disk,
