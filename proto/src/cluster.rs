@@ -7,6 +7,7 @@ use crate::body::Body;
 use crate::client::{CallOptions, Pool};
 use crate::error::RpcError;
 use crate::message::{self, Message};
+use crate::trace;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use hayloft_common::codec;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// How long a data call may take at most. Only reached when so many nodes are silent that no quorum is left.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
@@ -145,10 +147,14 @@ impl Cluster {
         body: Body,
         deadline: Duration,
     ) -> Result<(M::Reply, Body), RpcError> {
-        let head = message::encode_request(epoch, request);
-        let options = CallOptions { class: M::CLASS, deadline, trace: None };
-        let (head, body) = self.pool.call(node, options, M::METHOD, head, body).await?;
-        Ok((message::decode(M::NAME, &head)?, body))
+        let span = tracing::debug_span!("call", message = M::NAME, node = %node.short());
+        let call = async {
+            let head = message::encode_request(epoch, request);
+            let options = CallOptions { class: M::CLASS, deadline, trace: trace::current() };
+            let (head, body) = self.pool.call(node, options, M::METHOD, head, body).await?;
+            Ok((message::decode(M::NAME, &head)?, body))
+        };
+        call.instrument(span).await
     }
 
     /// Sorts nodes by preference: this zone's first, then by round-trip time; silent and disconnected ones last.

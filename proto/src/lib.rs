@@ -34,4 +34,5 @@ pub mod message;
 pub mod secure;
 pub mod server;
 pub mod stats;
+pub mod trace;
 mod watched;

@@ -152,6 +152,7 @@ impl CommitQueue {
     }
 
     /// Queues `job` and waits until it is durable. Once queued it is carried out even if the caller goes away.
+    #[tracing::instrument(level = "debug", name = "commit", skip_all)]
     pub async fn submit(&self, job: Job) -> Result<Outcome, CommitError> {
         // A job larger than the whole budget takes all of it: it goes alone rather than never.
         let bytes = job.bytes().clamp(1, self.max_bytes) as u32;
@@ -263,7 +264,8 @@ impl Writer {
         if batch.is_empty() {
             return if self.engine.is_poisoned() { Err(MetaError::Poisoned) } else { Ok(()) };
         }
-        self.engine.commit(batch, self.fsync)?;
+        let span = tracing::debug_span!("fsync", keys = batch.len(), bytes = batch.bytes());
+        span.in_scope(|| self.engine.commit(batch, self.fsync))?;
         self.stats.batches.fetch_add(1, Ordering::Relaxed);
         self.stats.syncs.fetch_add(u64::from(self.fsync), Ordering::Relaxed);
         Ok(())

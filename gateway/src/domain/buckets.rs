@@ -86,6 +86,7 @@ impl Gateway {
     }
 
     /// A live bucket's row, read by quorum.
+    #[tracing::instrument(level = "debug", name = "bucket get", skip_all)]
     pub async fn bucket_row(&self, id: BucketId) -> Result<BucketRow, DomainError> {
         let asked = self.env.now();
         let row: Option<BucketRow> = self.read(control_partition_key(TableId::Bucket), id.0.to_vec()).await?;

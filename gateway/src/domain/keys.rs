@@ -47,6 +47,7 @@ impl Gateway {
     }
 
     /// The key's row, also when it has expired; `NoSuchKeyId` when deleted. Read by quorum.
+    #[tracing::instrument(level = "debug", name = "key get", skip_all)]
     pub async fn key_info(&self, id: &KeyId) -> Result<KeyRow, DomainError> {
         let asked = self.env.now();
         match self.stored_key(id).await? {

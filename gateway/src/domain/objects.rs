@@ -136,6 +136,7 @@ impl Gateway {
     }
 
     /// Writes a version's row, with `others` in the same transaction. `fresh` makes the version id of a retry.
+    #[tracing::instrument(level = "debug", name = "object insert", skip_all)]
     pub(super) async fn commit(
         self: &Arc<Self>,
         new: NewVersion,
