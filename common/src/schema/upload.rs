@@ -1,7 +1,7 @@
 //! Multipart uploads that are under way. Format 1.
 //!
 //! An upload is open, then closed for good (completed or aborted): closing wins over everything, so a
-//! late replica can't reopen it. The object it completes to has the upload's id as version id.
+//! late replica can't reopen it. The object it completes to has a version id that begins as the upload's id does.
 
 use super::object::{ChecksumAlgorithm, ChecksumKind, Headers, index_partition_key};
 use super::{Row, RowError, TableId, rule, sort_key};
