@@ -72,13 +72,12 @@ impl Handler for Node {
         let manner = self.manner.lock().unwrap().clone();
         let mut outcome = RowOutcome::Written;
         match manner {
-            Manner::Well => {}
             Manner::Outdated => outcome = RowOutcome::Outdated(Stamp { micros: 9, writer: 9 }),
             Manner::Silent => std::future::pending().await,
             Manner::At(layout) if epoch < layout.epoch => {
                 return Err(RpcError::StaleEpoch { layout: codec::encode(&*layout).into() });
             }
-            Manner::At(_) | Manner::Behind(0) => {}
+            Manner::Well | Manner::At(_) | Manner::Behind(0) => {}
             Manner::Behind(left) => {
                 self.set(Manner::Behind(left - 1));
                 return Err(not_ready());
@@ -89,9 +88,10 @@ impl Handler for Node {
                 return Err(not_ready());
             }
         }
-        let reply = match write {
-            true => encode(&WriteRowsReply { outcomes: vec![outcome] }),
-            false => encode(&ReadRowReply { row: None }),
+        let reply = if write {
+            encode(&WriteRowsReply { outcomes: vec![outcome] })
+        } else {
+            encode(&ReadRowReply { row: None })
         };
         Ok((reply, Body::empty()))
     }
@@ -102,7 +102,7 @@ fn layouts() -> (ActiveLayout, ActiveLayout) {
     let role =
         |n: u8| (NodeId([n; 32]), Place { zone: format!("z{n}"), capacity: 1 << 30, tags: Vec::new() });
     let roles: BTreeMap<NodeId, Place> = (1..=3).map(role).collect();
-    let empty = ActiveLayout::empty(parameters.clone(), 4);
+    let empty = ActiveLayout::empty(parameters, 4);
     let first = empty.replace(compute(None, &roles, &parameters, 4).unwrap().0).unwrap();
     let (second, _) = compute(Some(&first.current), &roles, &parameters, 4).unwrap();
     let second = first.replace(second).unwrap();
