@@ -24,6 +24,8 @@ pub const REFER_BATCH: usize = 1024;
 pub const FAN_OUT: usize = 16;
 /// Pages a listing reads for one answer when it meets nothing but tombstones; then it answers short.
 pub const LIST_MAX_ROUNDS: usize = 256;
+/// Fewest entries that a listing asks a node for: behind the last key there may be many tombstones.
+pub const LIST_MIN_READ: usize = 100;
 /// A used control record is read again this often.
 pub const CONTROL_REFRESH: Duration = Duration::from_secs(1);
 /// Control records that are kept fresh in one round.

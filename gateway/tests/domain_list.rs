@@ -140,6 +140,24 @@ async fn a_page_takes_one_round_trip_when_replicas_agree() {
 }
 
 #[tokio::test]
+async fn a_full_page_takes_one_round_trip_and_tombstones_behind_it_few_more() {
+    let store = Arc::new(MemoryStore::new(3, 3));
+    store.set_page(2000);
+    let (gateway, bucket) = (gateway(&store), bucket(1));
+    for n in 0..1100 {
+        put(&gateway, &bucket, &format!("{n:04}"), b"x").await.unwrap();
+    }
+    let page = gateway.list(&bucket, ListRequest { max: 1000, ..ListRequest::default() }).await.unwrap();
+    assert!(page.entries.len() == 1000 && page.next.is_some());
+    assert_eq!(store.calls()["list_keys"], 1);
+    let deleted = (2..1100).map(|n| format!("{n:04}")).collect();
+    assert!(gateway.delete_many(&bucket, deleted).await.iter().all(|d| d.result.is_ok()));
+    let page = gateway.list(&bucket, ListRequest { max: 2, ..ListRequest::default() }).await.unwrap();
+    assert!(page.entries.len() == 2 && page.next.is_none());
+    assert!(store.calls()["list_keys"] < 15, "{:?}", store.calls());
+}
+
+#[tokio::test]
 async fn uploads_are_listed_by_key_and_id_until_closed() {
     let store = Arc::new(MemoryStore::new(3, 3));
     store.set_stale(1, 128);

@@ -313,6 +313,23 @@ async fn a_copy_is_an_object_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_copy_is_on_a_write_quorum_though_its_blocks_were_on_one_node_only() {
+    let store = Arc::new(MemoryStore::new(3, 14));
+    let (gateway, bucket) = (gateway(&store), bucket(1));
+    let data = noise(5000, 3);
+    put(&gateway, &bucket, "from", &data).await.unwrap();
+    store.spoil_blocks(0, true);
+    store.spoil_blocks(1, true);
+    // The one that has them hears of references late.
+    store.set_stale(2, 255);
+    let source = gateway.head(&bucket, "from", None).await.unwrap();
+    let copy = CopyObject { bucket: bucket.clone(), key: "to".into(), headers: None, checksum: None };
+    gateway.copy(&source, copy).await.unwrap();
+    store.set_dead(2, true);
+    assert_eq!(get(&gateway, &bucket, "to").await.unwrap(), data);
+}
+
+#[tokio::test]
 async fn a_reader_far_behind_a_slow_client_holds_its_place() {
     let store = Arc::new(MemoryStore::new(3, 13));
     // Memory for eight blocks in all: downloads make do with one block each.

@@ -14,7 +14,7 @@ use super::{
     Bucket, DomainError, Gateway, ListRequest, ListStart, ListUploads, Listed, Listing, ObjectEntry,
     UploadEntry, UploadStart,
 };
-use crate::limits::LIST_MAX_ROUNDS;
+use crate::limits::{LIST_MAX_ROUNDS, LIST_MIN_READ};
 use futures::future::try_join_all;
 use hayloft_common::limits::MAX_LIST_PAGE;
 use hayloft_common::schema::{ObjectRow, Row, Slot, UploadRow, UploadState, index_partition_key, sort_key};
@@ -218,7 +218,8 @@ impl Gateway {
         let (mut behind, mut last_prefix) = (from, None);
         let mut rounds = 0;
         loop {
-            let want = (max + 1 - out.entries.len()).min(MAX_LIST_PAGE);
+            // One more than is given out tells whether there is more; few are no cheaper than some.
+            let want = (max + 1 - out.entries.len()).max(LIST_MIN_READ);
             self.fill(query, &mut cursors, want).await?;
             rounds += 1;
             while let Some(cursor) = next_cursor(&mut cursors) {

@@ -4,6 +4,7 @@ use super::store::{Wrote, place_of, place_of_block, row_bytes};
 use super::{DomainError, Gateway};
 use crate::limits::{FAN_OUT, MAX_OUTDATED_TRIES, REFER_BATCH};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use hayloft_common::block;
 use hayloft_common::codec;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::VersionId;
@@ -159,7 +160,8 @@ impl Gateway {
     }
 
     /// Makes references of `version` to blocks that should be there. 1 R, whatever their number (in groups of
-    /// partitions, a few at once). Blocks that no node seems to hold are looked for; `Damaged` if they are gone.
+    /// partitions, a few at once). Blocks that no node which answered holds are fetched from elsewhere and stored
+    /// again; `Damaged` if they are gone.
     pub(super) async fn refer(
         &self,
         version: VersionId,
@@ -187,7 +189,12 @@ impl Gateway {
         let missing: Vec<Vec<Hash>> = all(calls).await?;
         for hash in missing.into_iter().flatten() {
             let max = blocks.iter().find(|b| b.hash == hash).map_or(0, |b| b.len as usize);
-            self.store.get_block(hash, max).await?;
+            let plain = self.store.get_block(hash, max).await?;
+            // One copy somewhere is not a write quorum: it is stored again before anything relies on it.
+            let level = self.config.compression;
+            let envelope = self.env.run_blocking(move || block::seal(&plain, level)).await?;
+            let row = BlockRefRow { block: hash, version, created_ms, owner: owner.clone(), deleted: false };
+            self.store.put_block(hash, row_bytes(&row), envelope).await?;
         }
         Ok(())
     }
