@@ -7,7 +7,7 @@ use crate::blocks::{self, BlockConfig, BlockIndex, BlockStore, DiskConfig, DiskI
 use crate::commit;
 use crate::disk::{Disk, RealDisk};
 use crate::layout_store::LayoutStore;
-use crate::limits::DEFAULT_DISK_RESERVE;
+use crate::limits::{DEFAULT_DISK_RESERVE, REPAIRS_AT_ONCE};
 use crate::meta::fjall::{self, FjallEngine};
 use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
 use crate::observe::{self, Observer};
@@ -154,6 +154,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         commit_config: parts.commit,
         plane: std::sync::OnceLock::new(),
         repairing: parking_lot::Mutex::default(),
+        repair_turns: tokio::sync::Semaphore::new(REPAIRS_AT_ONCE),
     });
     let handler = Arc::new(NodeHandler(node.clone()));
     pool.set_local(handler.clone());

@@ -7,6 +7,7 @@
 use super::{Answer, Node, commit_error, meta_error, reply};
 use crate::blocks::{BlockError, Location};
 use crate::commit::Job;
+use crate::limits::MAX_WAITING_REPAIRS;
 use crate::meta::{Batch, Space};
 use bytes::Bytes;
 use hayloft_common::block;
@@ -49,6 +50,7 @@ impl Node {
         if request.references.len() > MAX_REFERENCES {
             return Err(RpcError::bad_request(format!("more than {MAX_REFERENCES} references")));
         }
+        self.metadata_space.check()?;
         let mut missing = Vec::new();
         for reference in &request.references {
             let block = check_reference(reference, None)?;
@@ -59,6 +61,10 @@ impl Node {
         }
         let job = Job::block(request.references, Batch::new());
         self.plane()?.commit.submit(job).await.map_err(|e| commit_error(&e))?;
+        // With a reference comes the duty to hold the block.
+        for block in &missing {
+            self.repair_later(*block);
+        }
         reply(&ReferBlocksReply { missing })
     }
 
@@ -97,16 +103,23 @@ impl Node {
         .await
     }
 
+    /// Looks after our copy of a block, beside the request. When many wait already it is left out: whoever misses the
+    /// block next asks again.
     fn repair_later(self: &Arc<Self>, block: Hash) {
-        if !self.repairing.lock().insert(block) {
-            return;
+        {
+            let mut waiting = self.repairing.lock();
+            if waiting.len() >= MAX_WAITING_REPAIRS || !waiting.insert(block) {
+                return;
+            }
         }
         let this = self.clone();
         self.env.spawn("block repair", async move {
-            match this.repair(block).await {
-                Ok(true) => tracing::info!(%block, "block fetched again from another node"),
-                Ok(false) => {}
-                Err(error) => tracing::error!(%block, %error, "a lost block could not be fetched again"),
+            if let Ok(_turn) = this.repair_turns.acquire().await {
+                match this.repair(block).await {
+                    Ok(true) => tracing::info!(%block, "block fetched again from another node"),
+                    Ok(false) => {}
+                    Err(error) => tracing::error!(%block, %error, "a lost block could not be fetched again"),
+                }
             }
             this.repairing.lock().remove(&block);
         });

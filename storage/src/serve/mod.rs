@@ -53,8 +53,10 @@ pub struct Node {
     pub started: Duration,
     pub commit_config: crate::commit::Config,
     pub plane: OnceLock<DataPlane>,
-    /// Blocks being fetched again.
+    /// Blocks being fetched again, or waiting for that.
     pub repairing: parking_lot::Mutex<std::collections::BTreeSet<Hash>>,
+    /// For the fetching itself.
+    pub repair_turns: tokio::sync::Semaphore,
 }
 
 /// A handler's answer: the encoded reply and its body.
