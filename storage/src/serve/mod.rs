@@ -31,8 +31,10 @@ use hayloft_proto::message::membership::{
 use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
 use hayloft_proto::message::{self, Head, Message};
 use hayloft_proto::server::{Handler, Incoming};
+use hayloft_proto::trace;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// What exists once the number of partitions is known, that is with the first layout.
 pub struct DataPlane {
@@ -154,8 +156,37 @@ pub struct NodeHandler(pub Arc<Node>);
 #[async_trait]
 impl Handler for NodeHandler {
     async fn handle(&self, call: Incoming) -> Answer {
-        self.0.clone().dispatch(call).await
+        let span = tracing::debug_span!("serve", message = name_of(call.method), peer = %call.peer.short());
+        if let Some(context) = &call.trace {
+            trace::follow(&span, context);
+        }
+        self.0.clone().dispatch(call).instrument(span).await
     }
+}
+
+/// A message's name, for spans.
+fn name_of(method: u16) -> &'static str {
+    macro_rules! names {
+        ($($message:ty),*) => { match method { $(<$message>::METHOD => <$message>::NAME,)* _ => "unknown" } };
+    }
+    names!(
+        WriteRows,
+        ReadRow,
+        ReadRange,
+        ListKeys,
+        ReadCounters,
+        PutBlock,
+        ReferBlocks,
+        GetBlock,
+        ReportBlock,
+        Exchange,
+        StageChanges,
+        PrepareLayout,
+        AcceptLayout,
+        LearnLayout,
+        ReadInventory,
+        ReadStatus
+    )
 }
 
 /// How the metadata engine's failures look to a peer.
