@@ -222,7 +222,7 @@ impl Site {
         self.write(who, key, state, "put", result).await
     }
 
-    async fn delete(&self, who: &str, gateway: usize, key: &str, many: bool) {
+    async fn delete(&self, who: &str, gateway: usize, key: &str, many: bool) -> bool {
         let name = key.to_owned();
         let result = self.request(gateway, move |front| {
             Box::pin(async move {
@@ -234,10 +234,11 @@ impl Site {
                 front.gateway.delete(&bucket, &name).await
             })
         });
-        self.write(who, key, State::Absent, "delete", result).await;
+        self.write(who, key, State::Absent, "delete", result).await
     }
 
-    async fn copy(&self, who: &str, gateway: usize, from: &str, to: &str) {
+    /// True also if there is nothing to copy.
+    async fn copy(&self, who: &str, gateway: usize, from: &str, to: &str) -> bool {
         let source = from.to_owned();
         let opened = self.request(gateway, move |front| {
             Box::pin(async move {
@@ -247,9 +248,13 @@ impl Site {
         });
         let opened = opened.await;
         self.count("copy's source", &opened);
-        let Ok(head) = opened else { return };
+        let head = match opened {
+            Ok(head) => head,
+            Err(failure) => return matches!(failure, Failure::Domain(DomainError::NoSuchKey { .. })),
+        };
         let Some(source) = Named::of(&head) else {
-            return self.violated(from, "an object without its name".into());
+            self.violated(from, "an object without its name".into());
+            return false;
         };
         let named = Named { generation: self.history.generation(), ..source };
         let (state, name, headers) = (named.state(), to.to_owned(), named.headers());
@@ -260,11 +265,11 @@ impl Site {
                 front.gateway.copy(&head, copy).await.map(drop)
             })
         });
-        self.write(who, to, state, "copy", result).await;
+        self.write(who, to, state, "copy", result).await
     }
 
     /// A multipart upload; its parts go through several gateways. A complete without an answer is tried again.
-    async fn multipart(&self, who: &str, random: &mut StdRng, key: &str, len: u64) {
+    async fn multipart(&self, who: &str, random: &mut StdRng, key: &str, len: u64) -> bool {
         let gateways = self.world.knobs.gateways.len();
         let named = Named::fresh(key, self.history.generation(), len);
         let (name, headers) = (key.to_owned(), named.headers());
@@ -279,7 +284,7 @@ impl Site {
         });
         let created = created.await;
         self.count("create upload", &created);
-        let Ok(target) = created else { return };
+        let Ok(target) = created else { return false };
         let mut parts = Vec::new();
         let mut offset = 0;
         while offset < len || parts.is_empty() {
@@ -291,11 +296,13 @@ impl Site {
                 let junk = Named::fresh("junk", named.generation, end - offset);
                 let part = self.part(random.random_range(0..gateways), &target, number, &junk, 0..junk.len);
                 if part.await.is_none() {
-                    return;
+                    return false;
                 }
             }
             let gateway = random.random_range(0..gateways);
-            let Some(part) = self.part(gateway, &target, number, &named, offset..end).await else { return };
+            let Some(part) = self.part(gateway, &target, number, &named, offset..end).await else {
+                return false;
+            };
             parts.push(part);
             offset = end;
         }
@@ -310,9 +317,27 @@ impl Site {
                 Box::pin(async move { front.gateway.complete_upload(complete).await.map(drop) })
             });
             if self.write(who, key, named.state(), "complete", result).await {
-                return;
+                return true;
             }
         }
+        false
+    }
+
+    /// Every kind of write once through a gateway, on keys of their own. What failed.
+    pub(super) async fn every_write(&self, gateway: usize) -> Vec<&'static str> {
+        let (block, inline) = {
+            let domain = &self.world.knobs.domain;
+            (domain.block_size as u64, domain.inline_max as u64)
+        };
+        let random = &mut rng(self.world.seed(), "every write");
+        let mut failed = Vec::new();
+        let mut check = |name, good: bool| failed.extend((!good).then_some(name));
+        check("put of a small object", self.put("t", gateway, "probe/small", inline, 0).await);
+        check("put of blocks", self.put("t", gateway, "probe/blocks", 9 * block + 1, 0).await);
+        check("multipart upload", self.multipart("t", random, "probe/parts", 3 * block).await);
+        check("copy", self.copy("t", gateway, "probe/blocks", "probe/copy").await);
+        check("delete", self.delete("t", gateway, "probe/parts", false).await);
+        failed
     }
 
     async fn part(
@@ -540,7 +565,7 @@ pub(super) async fn run(site: Site, client: usize, until: Duration) {
                 let cut = if random.random_bool(0.1) { 500 } else { random.random_range(0..8) };
                 site.put(&who, gateway, &key, len, cut).await;
             }
-            30..40 => site.delete(&who, gateway, &key, random.random_bool(0.3)).await,
+            30..40 => drop(site.delete(&who, gateway, &key, random.random_bool(0.3)).await),
             40..48 => {
                 let from = keys[random.random_range(0..keys.len())].clone();
                 site.copy(&who, gateway, &from, &key).await;

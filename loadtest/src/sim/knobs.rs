@@ -91,6 +91,7 @@ impl Knobs {
         }
         let calm = random.random_bool(0.05);
         let fault_every = Duration::from_millis(random.random_range(500..5_000));
+        let domain = draw_domain(random);
         Self {
             storage,
             gateways,
@@ -100,15 +101,16 @@ impl Knobs {
             keys: random.random_range(2..=8),
             think: Duration::from_millis(pick(random, &[5, 50, 300, 1_000])),
             fault_every: (!calm).then_some(fault_every),
-            large_parts: random.random_bool(0.1),
-            domain: domain(random),
+            // With small blocks such a part would take longer than any client waits.
+            large_parts: random.random_bool(0.2) && domain.block_size >= 64 << 10,
+            domain,
             blocks: blocks(random),
             rpc: rpc(random),
         }
     }
 }
 
-fn domain(random: &mut StdRng) -> DomainConfig {
+fn draw_domain(random: &mut StdRng) -> DomainConfig {
     let block_size = pick(random, &[4 << 10, 16 << 10, 64 << 10]);
     DomainConfig {
         block_size,

@@ -222,8 +222,11 @@ async fn at_rest(site: &Site) {
     let world = &site.world;
     world.log.event(FAULT, "at rest");
     for gateway in 0..world.knobs.gateways.len() {
-        for key in site.keys() {
-            if let Err(failure) = site.get("t", gateway, &key, None).await {
+        for failed in site.every_write(gateway).await {
+            world.fault(format!("gateway {gateway}: {failed} failed at rest"));
+        }
+        for key in site.history.snapshot().keys() {
+            if let Err(failure) = site.get("t", gateway, key, None).await {
                 world.fault(format!("gateway {gateway} cannot read [{key}] at rest: {failure}"));
             }
         }
