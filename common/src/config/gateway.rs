@@ -1,6 +1,6 @@
 //! The file of a gateway. Keys that Garage has too keep its names and meaning.
 
-use super::size::{de_duration, de_size, de_usize, format_duration, format_size};
+use super::size::{de_duration, de_usize, format_duration, format_size};
 use super::{
     Check, ConfigError, File, Known, LogConfig, Peer, Problem, RpcSecret, Secret, Source, TraceConfig, load,
     parse, process_env,
@@ -162,9 +162,6 @@ pub struct LimitsConfig {
     /// Between two pieces of a request's body.
     #[serde(deserialize_with = "de_duration")]
     pub body_timeout: Duration,
-    /// For all work of a request but its bodies; beyond it 503 is answered.
-    #[serde(deserialize_with = "de_duration")]
-    pub request_timeout: Duration,
     /// An idle connection is closed.
     #[serde(deserialize_with = "de_duration")]
     pub idle_timeout: Duration,
@@ -180,7 +177,6 @@ impl Default for LimitsConfig {
             max_header_size: 64 << 10,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_mins(1),
-            request_timeout: Duration::from_mins(1),
             idle_timeout: Duration::from_mins(2),
             max_concurrent_requests: 1024,
             max_connections: 4096,
@@ -198,14 +194,11 @@ pub struct CacheConfig {
     /// still work when no word of the change comes through.
     #[serde(deserialize_with = "de_duration")]
     pub control_max_age: Duration,
-    /// Memory for blocks that were read, in bytes; 0 keeps none.
-    #[serde(deserialize_with = "de_size")]
-    pub block_cache_size: u64,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { control_entries: 10_000, control_max_age: Duration::from_secs(30), block_cache_size: 64 << 20 }
+        Self { control_entries: 10_000, control_max_age: Duration::from_secs(30) }
     }
 }
 
@@ -314,7 +307,6 @@ impl GatewayConfig {
         check.range("block_ram_buffer_max", self.block_ram_buffer_max, 8 * self.block_size, most, show);
         let limits = &self.limits;
         check.range("limits.max_header_size", limits.max_header_size, 8 << 10, 1 << 20, show);
-        check.range("cache.block_cache_size", self.cache.block_cache_size, 0, 1 << 40, format_size);
         for (path, value) in [
             ("limits.max_concurrent_requests", limits.max_concurrent_requests),
             ("limits.max_connections", limits.max_connections),
@@ -325,7 +317,6 @@ impl GatewayConfig {
         for (path, value) in [
             ("limits.header_timeout", limits.header_timeout),
             ("limits.body_timeout", limits.body_timeout),
-            ("limits.request_timeout", limits.request_timeout),
             ("limits.idle_timeout", limits.idle_timeout),
         ] {
             check.range(path, value, Duration::from_secs(1), Duration::from_hours(1), format_duration);

@@ -87,7 +87,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".into() }
+        Self { format: LogFormat::Text, level: "info,fjall=warn,lsm_tree=warn".into() }
     }
 }
 

@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 pub enum LayoutCommand {
     /// Stage a role for nodes: their zone, capacity and tags. What is left out stays as it is
     Assign(Assign),
-    /// Stage the removal of nodes: their data moves to others once applied
+    /// Stage the removal of nodes; refused when applied while they hold data (this release can't move it yet)
     Remove {
         /// Ids of nodes, or unique beginnings of ids
         #[arg(required = true, value_name = "NODE")]
@@ -28,7 +28,7 @@ pub enum LayoutCommand {
     Config(Config),
     /// Show roles, staged changes, and what applying them would do
     Show,
-    /// Apply the staged changes: data starts to move, and stays readable and writable all the while
+    /// Apply the staged changes; refused if that would move data that exists (this release can't do that yet)
     Apply {
         /// Version that the new layout will have, as `hayloft layout show` tells: proof that you have seen what
         /// is replaced. Without it nothing is applied; the outcome is computed and shown
@@ -224,7 +224,7 @@ async fn apply(client: &Client, version: u64) -> anyhow::Result<Report> {
     let text = lines(&applied.message)
         + "\n"
         + &show_current(&applied.layout)
-        + "\nThe layout is applied. Nodes fetch what they lack in the background: see `hayloft status`.\n";
+        + "\nThe layout is applied.\n";
     Ok(Report::new(json, text))
 }
 
