@@ -28,7 +28,7 @@ use std::time::Duration;
 /// The only bucket.
 pub(super) const BUCKET: &str = "simulated";
 /// A client gives up on a request after this long, as HTTP clients do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Header that names an object's generation and content.
 const NAME: &str = "x-amz-meta-name";
 
@@ -85,7 +85,9 @@ impl Named {
     fn fill(&self, offset: u64, out: &mut [u8]) {
         Content::of(&self.origin.0, self.origin.1, self.len).fill(offset, out);
         if self.origin.1.is_multiple_of(3) {
-            out.iter_mut().for_each(|byte| *byte &= 3);
+            for byte in out {
+                *byte &= 3;
+            }
         }
     }
 

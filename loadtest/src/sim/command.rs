@@ -63,14 +63,13 @@ impl SimArgs {
     }
 
     fn replay(&self, seed: u64) -> String {
-        let mut line = format!("hayloft-loadtest sim --seed {seed} --seconds {}", self.seconds);
-        if let Some(nodes) = self.nodes {
-            line += &format!(" --nodes {nodes}");
-        }
-        if let Some(bug) = self.bug {
-            line += &format!(" --bug {}", if bug == Bug::NoFsync { "no-fsync" } else { "dangerous" });
-        }
-        line
+        let nodes = self.nodes.map(|nodes| format!(" --nodes {nodes}")).unwrap_or_default();
+        let bug = match self.bug {
+            None => "",
+            Some(Bug::NoFsync) => " --bug no-fsync",
+            Some(Bug::Dangerous) => " --bug dangerous",
+        };
+        format!("hayloft-loadtest sim --seed {seed} --seconds {}{nodes}{bug}", self.seconds)
     }
 }
 
@@ -93,7 +92,7 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
             print!("{}", report.log);
             continue;
         }
-        let (took, real) = (report.took.as_secs(), clock.now() - began);
+        let (took, real) = (report.took.as_secs(), clock.now().saturating_sub(began));
         let total: u64 = report.counts.values().sum();
         let good: u64 = report.counts.iter().filter(|(name, _)| name.ends_with(": ok")).map(|(_, n)| n).sum();
         let verdict = if report.passed() { "ok" } else { "FAILED" };
@@ -113,7 +112,7 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
         }
     }
     if !args.print_log && to - from > 1 {
-        let real = clock.now() - start;
+        let real = clock.now().saturating_sub(start);
         println!("{} seeds in {real:.1?}, {} failed: {failed:?}", to - from, failed.len());
     }
     if failed.is_empty() { Ok(()) } else { bail!("{} of the seeds failed", failed.len()) }

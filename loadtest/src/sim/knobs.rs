@@ -28,7 +28,7 @@ pub(super) struct Knobs {
     pub(super) storage: Vec<HostKnobs>,
     pub(super) gateways: Vec<HostKnobs>,
     /// One-way latency and jitter between two zones; the same zone is 0.
-    pub(super) latency: [[(Duration, Duration); ZONES]; ZONES],
+    pub(super) latency: Latencies,
     pub(super) disks: usize,
     pub(super) clients: usize,
     pub(super) keys: usize,
@@ -42,6 +42,9 @@ pub(super) struct Knobs {
     pub(super) blocks: BlockConfig,
     pub(super) rpc: Limits,
 }
+
+/// One-way latency and jitter between two zones.
+type Latencies = [[(Duration, Duration); ZONES]; ZONES];
 
 /// A generator for one purpose, so that more draws for one do not change another.
 pub(super) fn rng(seed: u64, purpose: &str) -> StdRng {
@@ -80,15 +83,7 @@ impl Knobs {
                 host(random, zone)
             })
             .collect();
-        let mut latency = [[(Duration::ZERO, Duration::ZERO); ZONES]; ZONES];
-        for a in 0..ZONES {
-            for b in a..ZONES {
-                let base = if a == b { 0 } else { pick(random, &[1, 5, 20, 80, 150]) };
-                let jitter = random.random_range(0..=base / 2 + 1);
-                latency[a][b] = (Duration::from_millis(base), Duration::from_millis(jitter));
-                latency[b][a] = latency[a][b];
-            }
-        }
+        let latency = draw_latency(random);
         let calm = random.random_bool(0.05);
         let fault_every = Duration::from_millis(random.random_range(500..5_000));
         let domain = draw_domain(random);
@@ -108,6 +103,17 @@ impl Knobs {
             rpc: rpc(random),
         }
     }
+}
+
+fn draw_latency(random: &mut StdRng) -> Latencies {
+    let mut latency = Latencies::default();
+    for (a, b) in (0..ZONES).flat_map(|a| (a..ZONES).map(move |b| (a, b))) {
+        let base = if a == b { 0 } else { pick(random, &[1, 5, 20, 80, 150]) };
+        let jitter = random.random_range(0..=base / 2 + 1);
+        latency[a][b] = (Duration::from_millis(base), Duration::from_millis(jitter));
+        latency[b][a] = latency[a][b];
+    }
+    latency
 }
 
 fn draw_domain(random: &mut StdRng) -> DomainConfig {

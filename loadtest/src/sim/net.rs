@@ -79,7 +79,7 @@ impl State {
         self.cut.contains_key(&link)
     }
 
-    /// Ends the pipes that `host` writes to or reads from. The other side hears of it after `delayed` latency.
+    /// Ends the pipes that `host` writes to or reads from. The other side hears of it after the latency of the link.
     fn sever(&mut self, host: HostId, woken: &mut Vec<Waker>) {
         let pipes = std::mem::take(&mut self.pipes);
         for (link, pipe) in pipes {
