@@ -6,7 +6,7 @@
 use crate::body::Body;
 use crate::client::{CallOptions, Pool};
 use crate::error::RpcError;
-use crate::message::{self, Message};
+use crate::message::{self, Class, Message};
 use crate::trace;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -25,6 +25,9 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest and shortest wait for a slow replica before another one is asked too.
 const HEDGE_MIN: Duration = Duration::from_millis(10);
 const HEDGE_MAX: Duration = Duration::from_millis(500);
+
+/// What a block may take longer than a small call: a seek on a busy disk, a megabyte on a line of 50 Mbit/s.
+const BULK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Where a newly learnt layout is kept.
 #[async_trait]
@@ -171,11 +174,16 @@ impl Cluster {
     }
 
     /// How long to wait for `node` before another one is asked as well: about its 95th percentile.
-    pub fn hedge_delay(&self, node: NodeId) -> Duration {
+    /// The percentile is that of small calls; a block also takes its time on a disk and on the line.
+    pub fn hedge_delay(&self, node: NodeId, class: Class) -> Duration {
         let stats = self.pool.peer_stats(node);
-        match stats.p95 {
+        let usual = match stats.p95 {
             Some(p95) => (p95 + p95 / 2).clamp(HEDGE_MIN, HEDGE_MAX),
             None => HEDGE_MAX / 5,
+        };
+        match class {
+            Class::Small => usual,
+            Class::Bulk => usual + BULK_PATIENCE,
         }
     }
 

@@ -15,7 +15,7 @@
 use crate::body::Body;
 use crate::cluster::{CALL_DEADLINE, Cluster};
 use crate::error::{RemoteCode, RpcError};
-use crate::message::Message;
+use crate::message::{Class, Message};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -192,7 +192,7 @@ async fn next_write<R>(
         return calls.next().await;
     }
     // Twice: a write may take longer than the calls of which the usual time is known.
-    tokio::time::timeout(2 * patience(cluster, nodes), calls.next()).await.ok().flatten()
+    tokio::time::timeout(2 * patience(cluster, nodes, Class::Small), calls.next()).await.ok().flatten()
 }
 
 /// Lets the calls that a quorum did not wait for run to their end.
@@ -342,7 +342,7 @@ async fn next_or_hedge<M: Message>(
         if round.waiting.is_empty() {
             return round.calls.next().await;
         }
-        let patience = patience(cluster, &round.asked);
+        let patience = patience(cluster, &round.asked, M::CLASS);
         // Biased: a result that is there beats the timer; the timer can't starve, since each result ends the wait.
         tokio::select! { biased;
             result = round.calls.next() => return result,
@@ -355,8 +355,8 @@ async fn next_or_hedge<M: Message>(
 }
 
 /// How long the slowest of the nodes asked usually takes.
-fn patience(cluster: &Cluster, asked: &[NodeId]) -> Duration {
-    asked.iter().map(|node| cluster.hedge_delay(*node)).max().unwrap_or_default()
+fn patience(cluster: &Cluster, asked: &[NodeId], class: Class) -> Duration {
+    asked.iter().map(|node| cluster.hedge_delay(*node, class)).max().unwrap_or_default()
 }
 
 fn suspect_silent<R>(
@@ -423,7 +423,7 @@ async fn any_of<M: Message, T>(
                 asked.push(node);
                 calls.push(collect(start(cluster, layout.epoch, node, &message, &Bytes::new()), max_body));
             }
-            let patience = patience(cluster, &asked);
+            let patience = patience(cluster, &asked, M::CLASS);
             // Biased: as in next_or_hedge.
             let next = tokio::select! { biased;
                 next = calls.next() => next,

@@ -203,7 +203,8 @@ impl From<DomainError> for S3Error {
                 Self::new(Code::SlowDown, format!("Please reduce your request rate: {text}."))
             }
             D::Unavailable { .. } | D::NoSpace { .. } => Self::new(Code::ServiceUnavailable, text),
-            D::Contention => Self::new(Code::OperationAborted, text),
+            // Not AWS's OperationAborted: an unconditional write may simply be tried again, and SDKs do.
+            D::Contention => Self::new(Code::SlowDown, text),
             D::Damaged { .. } | D::Internal(_) | D::KeyExists { .. } | D::LastAlias { .. } => {
                 tracing::error!(error = %text, "a request failed with an internal error");
                 Self::new(Code::InternalError, "We encountered an internal error. Please try again.")

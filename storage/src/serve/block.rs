@@ -97,8 +97,11 @@ impl Node {
         self.blocking(move |node| {
             let entry = node.engine.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
             let Some(entry) = entry else { return Ok(None) };
+            // A damaged entry is as good as none: the block is put or fetched again, and the entry with it.
             let location = Location::decode(&entry);
-            location.map(Some).map_err(|e| RpcError::remote(RemoteCode::Corrupt, e.to_string()))
+            Ok(location
+                .inspect_err(|error| tracing::error!(%block, %error, "block index entry ignored"))
+                .ok())
         })
         .await
     }
