@@ -19,6 +19,8 @@ const USER_METADATA: &str = "x-amz-meta-";
 pub struct Head {
     pub len: u64,
     pub etag: String,
+    /// `Last-Modified`, as it came.
+    pub last_modified: String,
     /// User metadata: names without `x-amz-meta-`, in lower case.
     pub metadata: BTreeMap<String, String>,
 }
@@ -46,6 +48,7 @@ impl Answer {
         Ok(Head {
             len: len.ok_or_else(|| Error::Malformed("no Content-Length".into()))?,
             etag: self.header("etag").unwrap_or_default(),
+            last_modified: self.header("last-modified").unwrap_or_default(),
             metadata,
         })
     }

@@ -1,5 +1,6 @@
 //! Gateways whose clocks are wrong overwrite and delete: a read after the acknowledgement, through any gateway, sees
-//! it.
+//! it; clients that sign with the true time are served, and objects are dated truly: only the order of a gateway's
+//! writes follows its own clock.
 
 use super::CrashArgs;
 use super::setup::Setup;
@@ -8,7 +9,9 @@ use crate::check;
 use crate::cluster::{Daemon, Role};
 use crate::workload::{Keys, Site, observe};
 use anyhow::{Context as _, Result, bail};
+use jiff::fmt::rfc2822::DateTimeParser;
 
+const MINUTE: i64 = 60_000;
 const HOUR: i64 = 3_600_000;
 const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
 
@@ -22,8 +25,6 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     for offset in offsets {
         setup.processes.kill(&[wrong]).await?;
         setup.restart(&[wrong], &[format!("--clock-offset-ms={offset}")])?;
-        // Clients sign with the true time: a gateway judges the world by the cluster's clock, only the order of its
-        // writes follows its own.
         let other = site.through(setup.s3.pinned(1));
         setup.healthy_through(&other.s3).await.with_context(|| format!("offset {offset} ms"))?;
         for (index, key) in keys.all().enumerate() {
@@ -32,6 +33,8 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
             exchange(&right, &other, &key, len).await;
             exchange(&other, &right, &key, len).await;
         }
+        let dated = last_modified(setup, &other, &keys.name(0)).await;
+        let dated = dated.with_context(|| format!("offset {offset} ms"))?;
         no_failures(&site).with_context(|| format!("offset {offset} ms"))?;
         let mut violations = std::mem::take(&mut *site.violations.lock());
         for (name, key) in &site.history.snapshot() {
@@ -40,10 +43,23 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         if let Some(first) = violations.first() {
             bail!("offset {offset} ms: {} violations, the first: {first}", violations.len());
         }
-        println!("  offset {offset} ms: {} keys right", keys.count());
+        println!("  offset {offset} ms: {} keys right, dated {dated}", keys.count());
     }
     let (writes, reads) = site.history.counts();
     Ok(format!("{} offsets, {writes} writes, {reads} reads, no violation", offsets.len()))
+}
+
+/// What an object written through `site` just now is dated; must be about now.
+async fn last_modified(setup: &Setup, site: &Site, key: &str) -> Result<String> {
+    site.write(key, 10, None).await;
+    let dated = site.s3.head(key).await?.last_modified;
+    let time =
+        DateTimeParser::new().parse_timestamp(&dated).with_context(|| format!("Last-Modified {dated:?}"))?;
+    let now = i64::try_from(setup.env.wall_micros())? / 1000;
+    if (time.as_millisecond() - now).abs() > MINUTE {
+        bail!("an object written now has Last-Modified {dated}");
+    }
+    Ok(dated)
 }
 
 /// `a` and `b` take turns writing and deleting; both read after each.

@@ -1,12 +1,18 @@
-//! Many large transfers at once through one gateway: its memory stays bounded.
+//! Many large transfers at once through one gateway: its memory stays bounded; and little is used at rest.
 
 use super::CrashArgs;
 use super::setup::Setup;
 use super::verify::no_failures;
-use crate::cluster::{Role, machine_disk_free, reset_peak, usage_of};
+use crate::cluster::{Role, Usage, machine_disk_free, reset_peak, usage_of};
 use crate::workload::{Keys, observe, together};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Most resident memory of a process that does nothing, in MiB.
+const IDLE_LIMITS_MIB: [(Role, u64); 2] = [(Role::Gateway, 32), (Role::Storage, 64)];
+/// Rest before memory at rest is read.
+const REST: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     let size = args.transfer_mib << 20;
@@ -24,7 +30,8 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     let (site, prefix) = setup.site("memory");
     let site = site.through(setup.s3.pinned(0));
     let keys = Keys::new(&prefix, args.transfers as u32);
-    let idle = peaks(setup)?;
+    tokio::time::sleep(REST).await;
+    let idle = figures(setup, |usage| usage.rss_kib)?;
     println!("  idle: {}", text(&idle));
     for (_, pid) in setup.processes.cluster.pids() {
         reset_peak(pid)?;
@@ -35,7 +42,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     });
     together(&setup.env, "upload", up).await;
     no_failures(&site)?;
-    let up = peaks(setup)?;
+    let up = figures(setup, |usage| usage.peak_kib)?;
     println!("  {} uploads of {} MiB at once: {}", args.transfers, args.transfer_mib, text(&up));
 
     for (_, pid) in setup.processes.cluster.pids() {
@@ -50,26 +57,36 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     if let Some(violation) = site.violations.lock().first() {
         bail!("{violation}");
     }
-    let down = peaks(setup)?;
+    let down = figures(setup, |usage| usage.peak_kib)?;
     println!("  {} downloads at once: {}", args.transfers, text(&down));
     for key in keys.all() {
         site.delete(&key).await;
+    }
+    tokio::time::sleep(REST).await;
+    let after = figures(setup, |usage| usage.rss_kib)?;
+    println!("  {} s after it: {}", REST.as_secs(), text(&after));
+    for (role, limit) in IDLE_LIMITS_MIB {
+        let used = idle.get(role.name()).copied().unwrap_or(0);
+        if used > limit << 10 {
+            bail!("an idle {} uses {} MiB, {limit} are allowed", role.name(), used >> 10);
+        }
     }
     let worst = up.get("gateway").max(down.get("gateway")).copied().unwrap_or(0);
     if worst > args.memory_limit_mib << 10 {
         bail!("the gateway used {} MiB, {} are allowed", worst >> 10, args.memory_limit_mib);
     }
-    Ok(format!("idle {}; uploading {}; downloading {}", text(&idle), text(&up), text(&down)))
+    let list = [("idle", idle), ("uploading", up), ("downloading", down), ("after", after)];
+    Ok(list.map(|(when, figures)| format!("{when} {}", text(&figures))).join("; "))
 }
 
-/// The highest resident memory of the largest process of each role, in KiB.
-fn peaks(setup: &Setup) -> Result<BTreeMap<&'static str, u64>> {
-    let mut peaks = BTreeMap::new();
+/// A figure, in KiB, of the process of each role that has most of it.
+fn figures(setup: &Setup, figure: impl Fn(Usage) -> u64) -> Result<BTreeMap<&'static str, u64>> {
+    let mut most = BTreeMap::new();
     for (role, pid) in setup.processes.cluster.pids() {
-        let peak = peaks.entry(Role::name(role)).or_insert(0);
-        *peak = usage_of(pid)?.peak_kib.max(*peak);
+        let of_role = most.entry(Role::name(role)).or_insert(0);
+        *of_role = figure(usage_of(pid)?).max(*of_role);
     }
-    Ok(peaks)
+    Ok(most)
 }
 
 fn text(peaks: &BTreeMap<&'static str, u64>) -> String {

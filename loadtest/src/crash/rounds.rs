@@ -23,7 +23,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     }
     let (mut unknown_total, mut reads_total, mut writes_total) = (0, 0, 0);
     for round in 1..=args.rounds {
-        let done_before = site.done.load(Ordering::Relaxed);
+        let (begun, done_before) = (site.env.now(), site.done.load(Ordering::Relaxed));
         let load = Duration::from_millis(random.random_range(500..4_000));
         let round_site = site.through(setup.s3.clone());
         let seed = setup.seed.wrapping_add(u64::from(round) << 32);
@@ -50,7 +50,8 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         site.history.close_unknown(site.env.now());
         let snapshot = site.history.snapshot();
         let writes = snapshot.values().flat_map(|key| &key.writes);
-        let unknown = writes.filter(|write| write.outcome == Outcome::Unknown).count();
+        let unknown =
+            writes.filter(|write| write.start >= begun && write.outcome == Outcome::Unknown).count();
 
         bar.set_message("restarting");
         setup.restart(&all, &[])?;
