@@ -7,7 +7,8 @@
 use hayloft_common::env::Env;
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::{
-    ActiveLayout, Explanation, InvalidLayout, Layout, LayoutError, Proposer, Role, StagedChanges, Step, compute,
+    ActiveLayout, Explanation, InvalidLayout, Layout, LayoutError, Proposer, Role, StagedChanges, Step,
+    compute,
 };
 use hayloft_common::stamp::HybridClock;
 use hayloft_proto::body::Body;
@@ -44,7 +45,9 @@ pub enum ApplyError {
     WouldMoveData { partitions: usize },
     #[error("node {node} has no known address: connect it to the cluster first")]
     UnknownNode { node: NodeId },
-    #[error("someone else changed the layout at the same time (version {version} is in force); look at it again")]
+    #[error(
+        "someone else changed the layout at the same time (version {version} is in force); look at it again"
+    )]
     Conflict { version: u64 },
     #[error("not enough storage nodes answered: {detail}")]
     Unreachable { detail: String },
@@ -175,7 +178,8 @@ impl LayoutManager {
             match result {
                 Ok(inventory) => used.extend(inventory.partitions),
                 Err(error) => {
-                    let detail = format!("node {} must say which partitions hold data: {error}", node.short());
+                    let detail =
+                        format!("node {} must say which partitions hold data: {error}", node.short());
                     return Err(ApplyError::Unreachable { detail });
                 }
             }
@@ -208,7 +212,10 @@ impl LayoutManager {
                     return Err(ApplyError::Unreachable { detail });
                 }
                 Step::Invalid { node, why } => {
-                    return Err(ApplyError::BadRequest(format!("node {} refuses the layout: {why}", node.short())));
+                    return Err(ApplyError::BadRequest(format!(
+                        "node {} refuses the layout: {why}",
+                        node.short()
+                    )));
                 }
                 Step::Restart | Step::Wait | Step::Accept | Step::Teach(_) => {}
             }

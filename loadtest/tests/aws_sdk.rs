@@ -2,6 +2,8 @@
 //!
 //! Needs the three binaries beside the test's own directory (`cargo build --bins` with the same profile first).
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata as _, SdkError};
@@ -31,7 +33,11 @@ impl Drop for Cluster {
 fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` with the same profile first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --bins` with the same profile first",
+        path.display()
+    );
     path
 }
 
@@ -142,7 +148,8 @@ async fn checksums(s3: &Client, bucket: &str) {
         let put = put.body(stream).send().await.unwrap();
         let head = s3.head_object().bucket(bucket).key("sum").checksum_mode(ChecksumMode::Enabled);
         let head = head.send().await.unwrap();
-        let sums = |a: Option<&str>, b: Option<&str>| assert!(a.is_some() && a == b, "{algorithm:?}: {a:?} {b:?}");
+        let sums =
+            |a: Option<&str>, b: Option<&str>| assert!(a.is_some() && a == b, "{algorithm:?}: {a:?} {b:?}");
         match algorithm {
             ChecksumAlgorithm::Crc32 => sums(put.checksum_crc32(), head.checksum_crc32()),
             ChecksumAlgorithm::Crc32C => sums(put.checksum_crc32_c(), head.checksum_crc32_c()),
@@ -205,7 +212,7 @@ async fn listing_and_deletion(s3: &Client, bucket: &str) {
 
 async fn presigned(s3: &Client, bucket: &str) {
     s3.put_object().bucket(bucket).key("p q").body(b"presigned".to_vec().into()).send().await.unwrap();
-    let expiry = PresigningConfig::expires_in(Duration::from_secs(60)).unwrap();
+    let expiry = PresigningConfig::expires_in(Duration::from_mins(1)).unwrap();
     let url = s3.get_object().bucket(bucket).key("p q").presigned(expiry).await.unwrap();
     let answer = Command::new("curl").args(["-sS", "--fail", url.uri()]).output().unwrap();
     assert_eq!(answer.stdout, b"presigned", "{}", String::from_utf8_lossy(&answer.stderr));

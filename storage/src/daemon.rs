@@ -90,9 +90,9 @@ impl BlockIndex for EngineIndex {
         let scanned =
             self.0.scan(Space::BlockIndex, &KeyRange::all(), Direction::Forward, &mut |key, value| {
                 if let (Ok(hash), Ok(location)) = (<[u8; 32]>::try_from(&key[..]), Location::decode(value)) {
-                    visit(Hash(hash), location)
+                    visit(Hash(hash), location);
                 } else {
-                    tracing::error!(key = hex::encode(key), "a block index entry is damaged and is left out")
+                    tracing::error!(key = hex::encode(key), "a block index entry is damaged and is left out");
                 }
                 Step::Next
             });

@@ -221,10 +221,7 @@ async fn show_all(client: &Client) -> anyhow::Result<Report> {
 async fn apply(client: &Client, version: u64) -> anyhow::Result<Report> {
     let json = client.post(Endpoint::ApplyClusterLayout, &[], &ApplyClusterLayout { version }).await?;
     let applied: AppliedLayout = read(Endpoint::ApplyClusterLayout, &json)?;
-    let text = lines(&applied.message)
-        + "\n"
-        + &show_current(&applied.layout)
-        + "\nThe layout is applied.\n";
+    let text = lines(&applied.message) + "\n" + &show_current(&applied.layout) + "\nThe layout is applied.\n";
     Ok(Report::new(json, text))
 }
 

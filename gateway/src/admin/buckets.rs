@@ -30,7 +30,10 @@ impl Admin {
                 .iter()
                 .flat_map(|key| {
                     let own = key.local_aliases.iter().filter(|(_, target)| target.value == Some(row.id));
-                    own.map(|(alias, _)| LocalAlias { access_key_id: key.id.to_string(), alias: alias.clone() })
+                    own.map(|(alias, _)| LocalAlias {
+                        access_key_id: key.id.to_string(),
+                        alias: alias.clone(),
+                    })
                 })
                 .collect(),
         });
@@ -60,7 +63,8 @@ impl Admin {
         if let Some(row) = buckets.iter().find(|row| row.names().iter().any(|n| n == text)) {
             return Ok(row.id);
         }
-        let found: Vec<&BucketRow> = buckets.iter().filter(|row| row.id.to_string().starts_with(text)).collect();
+        let found: Vec<&BucketRow> =
+            buckets.iter().filter(|row| row.id.to_string().starts_with(text)).collect();
         match found[..] {
             [one] => Ok(one.id),
             [] => Err(no_such_bucket(text)),
@@ -96,10 +100,14 @@ impl Admin {
     }
 
     pub(super) async fn create_bucket(&self, request: CreateBucket) -> Result<BucketInfo, AdminError> {
-        let local = request.local_alias.map(|local| (KeyId(local.access_key_id), local.alias, rights(local.allow)));
+        let local =
+            request.local_alias.map(|local| (KeyId(local.access_key_id), local.alias, rights(local.allow)));
         let new = NewBucket {
             global_alias: request.global_alias,
-            allow: local.as_ref().filter(|(_, _, give)| give.any()).map(|(key, _, give)| (key.clone(), *give)),
+            allow: local
+                .as_ref()
+                .filter(|(_, _, give)| give.any())
+                .map(|(key, _, give)| (key.clone(), *give)),
             local_alias: local.map(|(key, alias, _)| (key, alias)),
         };
         let row = self.gateway.create_bucket(new).await?;
@@ -134,7 +142,11 @@ impl Admin {
         self.shown_bucket(id).await
     }
 
-    pub(super) async fn allow(&self, request: BucketKeyPermissions, give: bool) -> Result<BucketInfo, AdminError> {
+    pub(super) async fn allow(
+        &self,
+        request: BucketKeyPermissions,
+        give: bool,
+    ) -> Result<BucketInfo, AdminError> {
         let (id, key) = (request.bucket_id, KeyId(request.access_key_id));
         if give {
             self.gateway.allow(id, &key, rights(request.permissions)).await?;

@@ -4,7 +4,7 @@ use super::{Admin, AdminError};
 use crate::layout::{ApplyError, LayoutManager};
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::{
-    ActiveLayout, Layout, Parameters, QuorumState, Role, StagedChanges, Tracker, Partition,
+    ActiveLayout, Layout, Parameters, Partition, QuorumState, Role, StagedChanges, Tracker,
 };
 use hayloft_common::limits::REPLICATION_FACTORS;
 use hayloft_proto::admin::{
@@ -41,7 +41,8 @@ impl Admin {
         let layout = self.membership.cluster().layout();
         let ids = self.all_nodes(&layout);
         let statuses = futures::future::join_all(ids.iter().map(|id| self.ask_status(*id))).await;
-        let nodes = ids.into_iter().zip(statuses).map(|(id, status)| self.node(&layout, id, status)).collect();
+        let nodes =
+            ids.into_iter().zip(statuses).map(|(id, status)| self.node(&layout, id, status)).collect();
         Ok(ClusterStatus { layout_version: layout.current.version, nodes })
     }
 
@@ -67,8 +68,7 @@ impl Admin {
             },
             role: layout.current.roles.get(&id).map(node_role),
             data_partition: disks,
-            metadata_partition: status
-                .map(|s| DiskSpace { available: s.metadata.0, total: s.metadata.1 }),
+            metadata_partition: status.map(|s| DiskSpace { available: s.metadata.0, total: s.metadata.1 }),
             resync_queue_len: None,
         }
     }
@@ -116,7 +116,10 @@ impl Admin {
         Ok(shown(&layout.current, &staged))
     }
 
-    pub(super) async fn update_layout(&self, request: UpdateClusterLayout) -> Result<ClusterLayout, AdminError> {
+    pub(super) async fn update_layout(
+        &self,
+        request: UpdateClusterLayout,
+    ) -> Result<ClusterLayout, AdminError> {
         let (before, staged) = self.layout.current().await?;
         let mut roles: Vec<(NodeId, Option<Role>)> = Vec::new();
         for change in request.roles {
@@ -152,7 +155,10 @@ impl Admin {
         }
     }
 
-    pub(super) async fn apply_layout(&self, request: ApplyClusterLayout) -> Result<AppliedLayout, AdminError> {
+    pub(super) async fn apply_layout(
+        &self,
+        request: ApplyClusterLayout,
+    ) -> Result<AppliedLayout, AdminError> {
         let applied = self.layout.apply(request.version).await?;
         Ok(AppliedLayout {
             message: applied.explanation.lines,

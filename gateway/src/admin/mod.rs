@@ -108,12 +108,15 @@ struct Call {
 impl Call {
     /// The body as JSON.
     fn json<T: DeserializeOwned>(&self) -> Result<T, AdminError> {
-        serde_json::from_slice(&self.body).map_err(|e| AdminError::bad(format!("the body is not what is expected: {e}")))
+        serde_json::from_slice(&self.body)
+            .map_err(|e| AdminError::bad(format!("the body is not what is expected: {e}")))
     }
 
     /// A query parameter that must be there.
     fn need(&self, name: &str) -> Result<&str, AdminError> {
-        self.query.get(name).ok_or_else(|| AdminError::bad(format!("the query parameter `{name}` is missing")))
+        self.query
+            .get(name)
+            .ok_or_else(|| AdminError::bad(format!("the query parameter `{name}` is missing")))
     }
 }
 
@@ -127,7 +130,12 @@ impl Handler for Admin {
         }
     }
 
-    fn refuse(&self, request: &http::request::Parts, _: &RequestInfo, why: Refusal) -> Response<ResponseBody> {
+    fn refuse(
+        &self,
+        request: &http::request::Parts,
+        _: &RequestInfo,
+        why: Refusal,
+    ) -> Response<ResponseBody> {
         let error = match why {
             Refusal::Overloaded => {
                 AdminError::new(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "too many requests at once")
@@ -205,7 +213,11 @@ impl Admin {
                 "Forbidden",
                 "this gateway has no admin token: set `admin_token_file` in its configuration",
             )),
-            _ => Err(AdminError::new(StatusCode::FORBIDDEN, "Forbidden", "the admin token is missing or wrong")),
+            _ => Err(AdminError::new(
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "the admin token is missing or wrong",
+            )),
         }
     }
 
@@ -216,7 +228,11 @@ impl Admin {
             (None, _) => !self.metrics_require_token,
         };
         if !allowed {
-            return Err(AdminError::new(StatusCode::FORBIDDEN, "Forbidden", "the metrics token is missing or wrong"));
+            return Err(AdminError::new(
+                StatusCode::FORBIDDEN,
+                "Forbidden",
+                "the metrics token is missing or wrong",
+            ));
         }
         let text = self.metrics.render().map_err(|e| {
             AdminError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", e.to_string())
@@ -230,7 +246,9 @@ impl Admin {
         let health = self.cluster_health();
         let (status, text) = match health.status {
             Healthy => (StatusCode::OK, "healthy: all storage nodes are up\n"),
-            Degraded => (StatusCode::OK, "degraded: every partition has a quorum, but not all nodes are up\n"),
+            Degraded => {
+                (StatusCode::OK, "degraded: every partition has a quorum, but not all nodes are up\n")
+            }
             Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable: some partitions have no quorum\n"),
         };
         response(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))

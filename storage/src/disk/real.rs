@@ -33,7 +33,11 @@ struct RealFile(File);
 impl RealDisk {
     /// The directory at `root`; nothing is touched before the first operation.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), direct: AtomicBool::new(cfg!(target_os = "linux")), buffers: Mutex::default() }
+        Self {
+            root: root.into(),
+            direct: AtomicBool::new(cfg!(target_os = "linux")),
+            buffers: Mutex::default(),
+        }
     }
 
     /// Writes a whole file around the page cache. `None`: the file system can't do that.
@@ -42,7 +46,8 @@ impl RealDisk {
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = self.at(path);
         let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        let opened = OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags).open(&path);
+        let opened =
+            OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags).open(&path);
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
