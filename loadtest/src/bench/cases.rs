@@ -99,7 +99,8 @@ fn timed(args: &BenchArgs, at_most: u64) -> Until {
 async fn small(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &str, size: u64) -> Result<()> {
     let text = bytes_text(size);
     let name = |operation: &str, clients: usize| format!("{operation}/{text}/c{clients}");
-    let wanted = |operation: &str| args.concurrency.iter().any(|clients| args.wants(&name(operation, *clients)));
+    let wanted =
+        |operation: &str| args.concurrency.iter().any(|clients| args.wants(&name(operation, *clients)));
     if !["put", "get", "head", "delete"].iter().any(|operation| wanted(operation)) {
         return Ok(());
     }
@@ -117,7 +118,9 @@ async fn small(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &str,
             report.cases.push(case);
             written = begun;
         }
-        if written < 1000 && ["get", "head", "delete"].iter().any(|operation| args.wants(&name(operation, clients))) {
+        if written < 1000
+            && ["get", "head", "delete"].iter().any(|operation| args.wants(&name(operation, clients)))
+        {
             set.fill(meter, written, 1000).await?;
             written = 1000;
         }
@@ -135,7 +138,9 @@ async fn small(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &str,
                 let key = each.key(scattered(index, written));
                 async move { s3.head(&key).await.map(|_| 0) }
             };
-            report.cases.push(meter.run(&name("head", clients), clients, timed(args, u64::MAX), head).await?.0);
+            report
+                .cases
+                .push(meter.run(&name("head", clients), clients, timed(args, u64::MAX), head).await?.0);
         }
         if args.wants(&name("delete", clients)) {
             let each = set.clone();
@@ -154,11 +159,8 @@ async fn small(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &str,
 }
 
 async fn throughput(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &str) -> Result<()> {
-    let sizes = [
-        (1 << 20, 16, None),
-        (64 << 20, 4, Some(args.medium_count)),
-        (1 << 30, 1, Some(args.large_count)),
-    ];
+    let sizes =
+        [(1 << 20, 16, None), (64 << 20, 4, Some(args.medium_count)), (1 << 30, 1, Some(args.large_count))];
     for (size, clients, count) in sizes {
         let text = bytes_text(size);
         let (up, down) = (format!("upload/{text}/c{clients}"), format!("download/{text}/c{clients}"));
@@ -204,7 +206,11 @@ async fn listing(meter: &Meter, args: &BenchArgs, report: &mut Report, base: &st
         let prefix = prefix.clone();
         async move {
             let listed = s3.list_all(&prefix).await?.len() as u64;
-            if listed == count { Ok(0) } else { Err(Error::WrongContent(format!("{listed} of {count} keys listed"))) }
+            if listed == count {
+                Ok(0)
+            } else {
+                Err(Error::WrongContent(format!("{listed} of {count} keys listed")))
+            }
         }
     };
     report.cases.push(meter.run(&name, 1, Until::Ops(10), list).await?.0);

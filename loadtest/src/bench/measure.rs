@@ -75,7 +75,8 @@ impl Meter {
 
     fn usage(&self) -> Result<BTreeMap<String, Usage>> {
         let sum = |pids: &Vec<String>| {
-            pids.iter().try_fold(Usage::default(), |sum, pid| Ok::<_, anyhow::Error>(sum.plus(usage_of(pid)?)))
+            pids.iter()
+                .try_fold(Usage::default(), |sum, pid| Ok::<_, anyhow::Error>(sum.plus(usage_of(pid)?)))
         };
         self.roles.iter().map(|(role, pids)| Ok((role.clone(), sum(pids)?))).collect()
     }
@@ -98,7 +99,9 @@ impl Meter {
         let begun = self.env.now();
         let (measure_from, measure_until, at_most) = match until {
             Until::Ops(count) => (begun, Duration::MAX, count),
-            Until::Time { warm_up, measured, at_most } => (begun + warm_up, begun + warm_up + measured, at_most),
+            Until::Time { warm_up, measured, at_most } => {
+                (begun + warm_up, begun + warm_up + measured, at_most)
+            }
         };
         let mut work = Vec::new();
         for _ in 0..concurrency {
@@ -189,7 +192,8 @@ fn finish(
 
 fn line(case: &Case) -> String {
     let row = case.row();
-    let mut text = format!("{:<20} {:>9} op/s {:>9} MB/s  p50 {} p99 {}", row[0], row[3], row[4], row[5], row[7]);
+    let mut text =
+        format!("{:<20} {:>9} op/s {:>9} MB/s  p50 {} p99 {}", row[0], row[3], row[4], row[5], row[7]);
     if case.errors > 0 {
         // Writing to a string cannot fail.
         let _ = write!(text, "  {} errors: {:?}", case.errors, case.error_kinds);
@@ -229,7 +233,10 @@ mod tests {
         }
         let latency = Latency::of(&total.latency);
         let near = |value: u64, expected: f64| (value as f64 / expected - 1.0).abs() < 0.002;
-        assert!(near(latency.p50, 500e3) && near(latency.p99, 990e3) && near(latency.max, 1000e3), "{latency:?}");
+        assert!(
+            near(latency.p50, 500e3) && near(latency.p99, 990e3) && near(latency.max, 1000e3),
+            "{latency:?}"
+        );
         assert_eq!((total.latency.len(), total.bytes, total.errors["malformed"]), (1000, 10_000, 2));
     }
 

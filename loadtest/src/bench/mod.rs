@@ -117,10 +117,7 @@ impl BenchArgs {
                 timeout,
             }
         };
-        Ok((
-            Settings { sign_payload: self.sign_payload, ca_file: self.ca_file.clone(), ..settings },
-            pids,
-        ))
+        Ok((Settings { sign_payload: self.sign_payload, ca_file: self.ca_file.clone(), ..settings }, pids))
     }
 
     /// Whether a case was asked for.
@@ -187,7 +184,8 @@ pub async fn run(env: &Env, args: &BenchArgs) -> Result<()> {
 /// Prints the comparison of two results.
 pub fn run_compare(args: &CompareArgs) -> Result<()> {
     let read = |path: &Path| -> Result<Report> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is not a result", path.display()))
     };
     let (first, second) = (read(&args.first)?, read(&args.second)?);

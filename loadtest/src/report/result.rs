@@ -138,8 +138,7 @@ pub fn compare(first: &Report, second: &Report) -> Table {
             format!("{:.1}", new.ops_per_second),
             ratio(old.ops_per_second, new.ops_per_second),
         ]);
-        for (old, new) in
-            [(old.latency_us.p50, new.latency_us.p50), (old.latency_us.p99, new.latency_us.p99)]
+        for (old, new) in [(old.latency_us.p50, new.latency_us.p50), (old.latency_us.p99, new.latency_us.p99)]
         {
             row.extend([time(old), time(new), ratio(old as f64, new as f64)]);
         }
