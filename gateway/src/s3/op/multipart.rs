@@ -160,7 +160,13 @@ async fn check_upload(
         let text = format!("The upload was created using another checksum {what} than the complete request.");
         S3Error::new(Code::InvalidRequest, text)
     };
-    if algorithms.into_iter().flatten().any(|a| found.map(|f| f.0) != Some(a)) {
+    // An upload begun without a checksum may still have parts with one (SDKs add it unasked): those named for the
+    // parts are then compared with what each part came with.
+    let [whole, of_parts] = algorithms;
+    let of_upload = found.map(|f| f.0);
+    if (whole.is_some() && whole != of_upload)
+        || (of_upload.is_some() && of_parts.is_some_and(|a| of_upload != Some(a)))
+    {
         return Err(mismatch("algorithm"));
     }
     if kind.is_some() && kind != found.map(|f| f.1) {
