@@ -113,7 +113,7 @@ pub(super) fn yes() -> bool {
 }
 
 fn default_meta_cache() -> u64 {
-    128 << 20
+    32 << 20
 }
 
 fn default_rpc_bind() -> String {
