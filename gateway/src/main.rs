@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use hayloft_common::config::GatewayConfig;
-use hayloft_common::env::Env;
+use hayloft_common::env::{Env, stop_signal};
 use hayloft_common::telemetry;
 use hayloft_gateway::daemon;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let telemetry = telemetry::init(&config.log, &config.trace, "hayloft-gateway")?;
         let env = Env::real_with_clock_offset(arguments.clock_offset_ms);
-        let result = daemon::run(&config, env.clone(), daemon::stop_signal()).await;
+        let result = daemon::run(&config, env.clone(), stop_signal()).await;
         telemetry.shutdown(&env).await;
         result
     })

@@ -97,3 +97,14 @@ impl Env {
         rx.await.map_err(|_| Dropped)
     }
 }
+
+/// Ready at SIGTERM or Ctrl-C.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    // Biased: both mean the same.
+    tokio::select! { biased;
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
+}

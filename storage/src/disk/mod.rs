@@ -55,11 +55,7 @@ pub trait Disk: Send + Sync + 'static {
     /// files written once: a disk may keep their bytes out of the page cache.
     fn create_filled(&self, path: &str, parts: &[&[u8]]) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.create(path)?;
-        let mut offset = 0;
-        for part in parts {
-            file.write_at(part, offset)?;
-            offset += part.len() as u64;
-        }
+        write_parts(&*file, parts)?;
         Ok(file)
     }
     /// Creates a directory in an existing one; says whether it is new. `""` creates the data directory
@@ -77,6 +73,16 @@ pub trait Disk: Send + Sync + 'static {
     fn exists(&self, path: &str) -> io::Result<bool>;
     /// Total and free space.
     fn space(&self) -> io::Result<Space>;
+}
+
+/// Writes `parts` one behind the other from the start of `file`.
+fn write_parts(file: &dyn DiskFile, parts: &[&[u8]]) -> io::Result<()> {
+    let mut offset = 0;
+    for part in parts {
+        file.write_at(part, offset)?;
+        offset += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// An open file. All offsets are explicit: several threads may use one handle.
