@@ -4,11 +4,10 @@
 //! fields of our own are marked *ours* and may be left out by clients. Unknown fields are ignored in both
 //! directions, so that old and new programs understand each other. Dates are RFC 3339 texts, sizes bytes.
 
+mod layout;
+
 use hayloft_common::id::{BucketId, NodeId};
-/// What a computed layout gives, and what it costs, as JSON.
-pub use hayloft_common::layout::{
-    NodeStatistics, Statistics as LayoutStatistics, ZoneRedundancy, ZoneStatistics,
-};
+pub use layout::*;
 use serde::{Deserialize, Serialize};
 
 macro_rules! endpoints {
@@ -171,160 +170,6 @@ pub struct ClusterHealth {
     pub partitions: usize,
     pub partitions_quorum: usize,
     pub partitions_all_ok: usize,
-}
-
-// ---- Layout ----
-
-/// Answer of GetClusterLayout, UpdateClusterLayout and RevertClusterLayout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterLayout {
-    /// 0 before the first was applied.
-    pub version: u64,
-    pub roles: Vec<LayoutNode>,
-    pub parameters: LayoutParameters,
-    /// Bytes of data that a partition can hold.
-    pub partition_size: u64,
-    pub staged_role_changes: Vec<RoleChange>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub staged_parameters: Option<LayoutParameters>,
-}
-
-/// A node of a layout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LayoutNode {
-    pub id: NodeId,
-    pub zone: String,
-    pub tags: Vec<String>,
-    /// `null` for a gateway.
-    #[serde(default)]
-    pub capacity: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stored_partitions: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usable_capacity: Option<u64>,
-}
-
-/// Parameters of a layout. In UpdateClusterLayout, what is left out stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct LayoutParameters {
-    /// `"maximum"` or `{"atLeast": n}`; always there in answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub zone_redundancy: Option<ZoneRedundancy>,
-    /// *Ours*: copies of each partition; always there in answers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replication_factor: Option<usize>,
-    /// *Ours*: the number of partitions as a power of two; can be chosen before the first layout only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub partition_bits: Option<u8>,
-}
-
-/// A staged change of one node: `{id, zone, capacity, tags}` or `{id, remove: true}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawRoleChange", into = "RawRoleChange")]
-pub enum RoleChange {
-    Assign { id: NodeId, role: NodeRole },
-    Remove { id: NodeId },
-}
-
-#[derive(Serialize, Deserialize)]
-struct RawRoleChange {
-    id: NodeId,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    remove: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    zone: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    capacity: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tags: Option<Vec<String>>,
-}
-
-impl TryFrom<RawRoleChange> for RoleChange {
-    type Error = String;
-
-    fn try_from(raw: RawRoleChange) -> Result<Self, String> {
-        let id = raw.id;
-        match (raw.remove.unwrap_or(false), raw.zone) {
-            (true, None) => Ok(Self::Remove { id }),
-            (true, Some(_)) => Err(format!("node {id}: `remove` and `zone` exclude each other")),
-            (false, Some(zone)) => {
-                let role = NodeRole { zone, capacity: raw.capacity, tags: raw.tags.unwrap_or_default() };
-                Ok(Self::Assign { id, role })
-            }
-            (false, None) => Err(format!("node {id}: give `zone`, `capacity` and `tags`, or `remove: true`")),
-        }
-    }
-}
-
-impl From<RoleChange> for RawRoleChange {
-    fn from(change: RoleChange) -> Self {
-        match change {
-            RoleChange::Assign { id, role } => Self {
-                id,
-                remove: None,
-                zone: Some(role.zone),
-                capacity: role.capacity,
-                tags: Some(role.tags),
-            },
-            RoleChange::Remove { id } => {
-                Self { id, remove: Some(true), zone: None, capacity: None, tags: None }
-            }
-        }
-    }
-}
-
-impl RoleChange {
-    /// The node it is about.
-    pub fn id(&self) -> NodeId {
-        match self {
-            Self::Assign { id, .. } | Self::Remove { id } => *id,
-        }
-    }
-}
-
-/// Request of UpdateClusterLayout.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct UpdateClusterLayout {
-    pub roles: Vec<RoleChange>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameters: Option<LayoutParameters>,
-}
-
-/// Answer of PreviewClusterLayoutChanges: what applying would do, or why it cannot be done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum LayoutPreview {
-    Impossible {
-        error: String,
-    },
-    #[serde(rename_all = "camelCase")]
-    Possible {
-        /// The computation explained, line by line.
-        message: Vec<String>,
-        new_layout: Box<ClusterLayout>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        statistics: Option<Box<LayoutStatistics>>,
-    },
-}
-
-/// Request of ApplyClusterLayout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ApplyClusterLayout {
-    /// The current version plus one: proof that the caller saw what is replaced. Otherwise 409.
-    pub version: u64,
-}
-
-/// Answer of ApplyClusterLayout.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AppliedLayout {
-    pub message: Vec<String>,
-    pub layout: ClusterLayout,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub statistics: Option<LayoutStatistics>,
 }
 
 // ---- Keys ----

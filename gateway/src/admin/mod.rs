@@ -6,6 +6,7 @@
 mod buckets;
 mod cluster;
 mod keys;
+mod layout;
 
 use crate::domain::{DomainError, Gateway};
 use crate::http::body::{RequestBody, ResponseBody};
