@@ -54,6 +54,20 @@ pub struct Process {
     /// Storage: its id in the layout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<String>,
+    /// Storage: it was started without a role.
+    #[serde(default)]
+    pub spare: bool,
+}
+
+/// An entry of `fronts.json`: what connects to `front` must reach `addr`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Front {
+    /// Of the storage node.
+    pub name: String,
+    /// `host:port` that the node gives out as its own.
+    pub front: String,
+    /// `host:port` where it listens.
+    pub addr: String,
 }
 
 impl ClusterFile {

@@ -11,7 +11,7 @@ mod process;
 mod provision;
 mod settings;
 
-use crate::cluster_file::{AdminAccess, ClusterFile, Process, S3Access, write_private};
+use crate::cluster_file::{AdminAccess, ClusterFile, Front, Process, S3Access, write_private};
 use anyhow::Context as _;
 use clap::Args;
 use hayloft_common::env::Env;
@@ -32,6 +32,22 @@ pub struct Options {
     /// Zones that the storage nodes are spread over [default: 3, or the number of storage nodes if less]
     #[arg(long, value_name = "Z")]
     pub zones: Option<usize>,
+    /// Storage nodes more, which run without a role in the first layout [default: 0]
+    #[arg(long, value_name = "K")]
+    pub spares: Option<usize>,
+    /// Data directories of each storage node, as if each were a disk [default: 1]
+    #[arg(long, value_name = "D")]
+    pub disks: Option<usize>,
+    /// Let storage nodes be reached through ports of their own, where another program must listen and pass
+    /// everything on (so it can cut links): DIR/fronts.json names them before the daemons start
+    #[arg(long)]
+    pub fronts: bool,
+    /// File added to the configuration of each storage node, such as shorter delays; for a new directory
+    #[arg(long, value_name = "FILE")]
+    pub storage_toml: Vec<PathBuf>,
+    /// File added to the configuration of each gateway; for a new directory
+    #[arg(long, value_name = "FILE")]
+    pub gateway_toml: Vec<PathBuf>,
     /// Gateways [default: 1]
     #[arg(long, value_name = "G")]
     pub gateways: Option<usize>,
@@ -125,6 +141,7 @@ async fn serve(
     file: Option<&Path>,
 ) -> anyhow::Result<()> {
     let ids = provision::node_ids(state, dir).await?;
+    announce_fronts(state, dir)?;
     for node in &state.nodes {
         let offset = options.clock_offsets.iter().find(|(name, _)| *name == node.name).map(|(_, ms)| *ms);
         fleet.start(node, options.log.as_deref(), offset)?;
@@ -137,6 +154,23 @@ async fn serve(
     println!("{}", settings::show(&cluster, dir));
     loop {
         fleet.report_exit().await;
+    }
+}
+
+/// Says where something must listen for the storage nodes, if they have fronts.
+fn announce_fronts(state: &State, dir: &Path) -> anyhow::Result<()> {
+    let fronts: Vec<Front> = state
+        .storage()
+        .filter_map(|node| {
+            let front = format!("127.0.0.1:{}", node.front?);
+            Some(Front { name: node.name.clone(), front, addr: format!("127.0.0.1:{}", node.port) })
+        })
+        .collect();
+    let path = dir.join("fronts.json");
+    if fronts.is_empty() {
+        remove_if_there(&path)
+    } else {
+        write_private(&path, &serde_json::to_vec(&fronts)?)
     }
 }
 
@@ -154,6 +188,7 @@ fn describe(fleet: &Fleet, state: &State, ids: &[String], dir: &Path) -> anyhow:
         addr: format!("127.0.0.1:{}", node.port),
         admin_addr: format!("127.0.0.1:{}", node.admin_port),
         node_id: if node.role == Role::Storage { ids.next().cloned() } else { None },
+        spare: node.spare,
     });
     Ok(ClusterFile {
         s3: S3Access {

@@ -19,6 +19,8 @@ const FORMAT: u32 = 1;
 const REGION: &str = "hayloft";
 /// The bucket that is made.
 const BUCKET: &str = "dev";
+/// What each storage node offers, in bytes.
+pub(super) const CAPACITY: u64 = 10 << 30;
 /// Ports are drawn from here: below those that systems give to outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -56,6 +58,12 @@ pub(super) struct Node {
     /// Storage: for peers. Gateway: for S3.
     pub(super) port: u16,
     pub(super) admin_port: u16,
+    /// Storage: where others are told to reach it. Something else must listen there and pass everything on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) front: Option<u16>,
+    /// Storage: it runs, but has no role in the first layout.
+    #[serde(default)]
+    pub(super) spare: bool,
 }
 
 impl Node {
@@ -65,6 +73,11 @@ impl Node {
 
     pub(super) fn log(&self, dir: &Path) -> PathBuf {
         dir.join(&self.name).join("log")
+    }
+
+    /// Where others reach it.
+    pub(super) fn public_port(&self) -> u16 {
+        self.front.unwrap_or(self.port)
     }
 }
 
@@ -81,6 +94,9 @@ pub(super) struct State {
     format: u32,
     pub(super) zones: usize,
     pub(super) replication: usize,
+    /// Data directories of each storage node.
+    #[serde(default = "one")]
+    pub(super) disks: usize,
     pub(super) region: String,
     pub(super) bucket: String,
     pub(super) nodes: Vec<Node>,
@@ -89,6 +105,10 @@ pub(super) struct State {
     pub(super) bucket_made: bool,
     #[serde(skip)]
     pub(super) admin_token: String,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl State {
@@ -123,7 +143,11 @@ impl State {
         for node in &state.nodes {
             let home = dir.join(&node.name);
             std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
-            write_if_missing(&node.config(dir), state.config_text(node, dir)?.as_bytes())?;
+            let more = match node.role {
+                Role::Storage => &options.storage_toml,
+                Role::Gateway => &options.gateway_toml,
+            };
+            write_if_missing(&node.config(dir), state.config_text(node, dir, more)?.as_bytes())?;
         }
         state.save(dir)?;
         Ok(state)
@@ -137,12 +161,16 @@ impl State {
     fn new(options: &Options, env: &Env) -> anyhow::Result<Self> {
         let storage = options.storage.unwrap_or(3);
         let gateways = options.gateways.unwrap_or(1);
+        let spares = options.spares.unwrap_or(0);
+        let disks = options.disks.unwrap_or(1);
         let zones = options.zones.unwrap_or_else(|| storage.min(3));
         let fitting = |factor: &&usize| **factor <= storage.min(3);
         let replication =
             options.replication.or_else(|| REPLICATION_FACTORS.iter().rfind(fitting).copied()).unwrap_or(1);
         anyhow::ensure!((1..=100).contains(&storage), "--storage must be 1 to 100");
         anyhow::ensure!((1..=100).contains(&gateways), "--gateways must be 1 to 100");
+        anyhow::ensure!((0..=100).contains(&spares), "--spares must be at most 100");
+        anyhow::ensure!((1..=16).contains(&disks), "--disks must be 1 to 16");
         anyhow::ensure!(
             (1..=storage).contains(&zones),
             "--zones must be 1 to the number of storage nodes ({storage})"
@@ -153,7 +181,7 @@ impl State {
         );
         let mut ports = Ports { held: Vec::new(), next: env.random_u64() };
         let mut nodes = Vec::new();
-        for i in 0..storage {
+        for i in 0..storage + spares {
             let (port, admin_port) = (ports.any()?, ports.any()?);
             nodes.push(Node {
                 role: Role::Storage,
@@ -161,6 +189,8 @@ impl State {
                 zone: format!("zone{}", i % zones + 1),
                 port,
                 admin_port,
+                front: if options.fronts { Some(ports.any()?) } else { None },
+                spare: i >= storage,
             });
         }
         for i in 0..gateways {
@@ -174,12 +204,15 @@ impl State {
                 zone: format!("zone{}", i % zones + 1),
                 port,
                 admin_port: ports.any()?,
+                front: None,
+                spare: false,
             });
         }
         Ok(Self {
             format: FORMAT,
             zones,
             replication,
+            disks,
             region: REGION.into(),
             bucket: BUCKET.into(),
             nodes,
@@ -193,6 +226,11 @@ impl State {
         self.nodes.iter().filter(|node| node.role == Role::Storage)
     }
 
+    /// The storage nodes that have a role in the first layout.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Node> {
+        self.storage().filter(|node| !node.spare)
+    }
+
     pub(super) fn gateways(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| node.role == Role::Gateway)
     }
@@ -201,7 +239,9 @@ impl State {
     fn check_options(&self, options: &Options) -> anyhow::Result<()> {
         let s3_port = self.gateways().next().map_or(0, |node| usize::from(node.port));
         for (name, asked, made) in [
-            ("--storage", options.storage, self.storage().count()),
+            ("--storage", options.storage, self.members().count()),
+            ("--spares", options.spares, self.storage().count() - self.members().count()),
+            ("--disks", options.disks, self.disks),
             ("--zones", options.zones, self.zones),
             ("--gateways", options.gateways, self.gateways().count()),
             ("--replication", options.replication, self.replication),
@@ -213,6 +253,11 @@ impl State {
                 );
             }
         }
+        let fronts = self.storage().any(|node| node.front.is_some());
+        anyhow::ensure!(
+            fronts || !options.fronts,
+            "this directory was made without --fronts: leave it out, or choose another --dir"
+        );
         Ok(())
     }
 
@@ -230,24 +275,24 @@ impl State {
         Ok(())
     }
 
-    /// The configuration file of `node`.
-    fn config_text(&self, node: &Node, dir: &Path) -> anyhow::Result<String> {
+    /// The configuration file of `node`, with the files `more` at its end.
+    fn config_text(&self, node: &Node, dir: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
         let home = dir.join(&node.name);
         let mut text = "# Written by `hayloft dev`, once: changes stay.\n".to_owned();
         let secret = quote(&dir.join("rpc_secret"))?;
         let peers: Vec<String> = self
             .storage()
             .filter(|peer| peer.name != node.name)
-            .map(|peer| format!("\"127.0.0.1:{}\"", peer.port))
+            .map(|peer| format!("\"127.0.0.1:{}\"", peer.public_port()))
             .collect();
         let peers = peers.join(", ");
         match node.role {
             Role::Storage => {
                 let _ = writeln!(text, "metadata_dir = {}", quote(&home.join("meta"))?);
-                let _ = writeln!(text, "data_dir = {}", quote(&home.join("data"))?);
+                let _ = writeln!(text, "data_dir = {}", self.data_dirs(&home)?);
                 let _ = writeln!(text, "rpc_secret_file = {secret}");
                 let _ = writeln!(text, "rpc_bind_addr = \"127.0.0.1:{}\"", node.port);
-                let _ = writeln!(text, "rpc_public_addr = \"127.0.0.1:{}\"", node.port);
+                let _ = writeln!(text, "rpc_public_addr = \"127.0.0.1:{}\"", node.public_port());
                 let _ = writeln!(text, "bootstrap_peers = [{peers}]");
                 let _ = writeln!(text, "\n[admin]\napi_bind_addr = \"127.0.0.1:{}\"", node.admin_port);
             }
@@ -261,7 +306,26 @@ impl State {
                 let _ = writeln!(text, "admin_token_file = {}", quote(&dir.join("admin_token"))?);
             }
         }
+        for path in more {
+            let added =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let _ = write!(text, "\n{}\n", added.trim_end());
+        }
         Ok(text)
+    }
+
+    /// One directory as a path, several with their share of the node's capacity.
+    fn data_dirs(&self, home: &Path) -> anyhow::Result<String> {
+        if self.disks == 1 {
+            return quote(&home.join("data"));
+        }
+        let share = CAPACITY / self.disks as u64;
+        let dirs: Vec<String> = (1..=self.disks)
+            .map(|i| {
+                Ok(format!("{{ path = {}, capacity = {share} }}", quote(&home.join(format!("data{i}")))?))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(format!("[{}]", dirs.join(", ")))
     }
 }
 
@@ -350,6 +414,33 @@ mod tests {
         std::fs::write(state.nodes[0].config(dir.path()), own).unwrap();
         open(dir.path(), &Options::default()).unwrap();
         assert_eq!(std::fs::read_to_string(state.nodes[0].config(dir.path())).unwrap(), own);
+    }
+
+    #[test]
+    fn spares_disks_fronts_and_added_settings_reach_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let more = dir.path().join("more.toml");
+        std::fs::write(&more, "[log]\nlevel = \"debug\"\n").unwrap();
+        let options = Options {
+            spares: Some(2),
+            disks: Some(2),
+            fronts: true,
+            storage_toml: vec![more],
+            ..Options::default()
+        };
+        let state = open(dir.path(), &options).unwrap();
+        assert_eq!((state.storage().count(), state.members().count(), state.replication), (5, 3, 3));
+        for node in state.storage() {
+            let config = StorageConfig::load(&node.config(dir.path())).unwrap();
+            assert_eq!((config.data_dir.len(), config.bootstrap_peers.len()), (2, 4));
+            assert_eq!(config.data_dir[1].capacity, Some(CAPACITY / 2));
+            let front = node.front.unwrap();
+            assert_eq!(config.rpc_public_addr, Some(format!("127.0.0.1:{front}")));
+            assert!(config.rpc_bind_addr.ends_with(&format!(":{}", node.port)) && front != node.port);
+            assert_eq!(config.log.level, "debug");
+        }
+        let other = Options { spares: Some(1), ..Options::default() };
+        assert!(open(dir.path(), &other).err().unwrap().to_string().starts_with("--spares is 1"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Every step looks first at what is there, so that a start that was interrupted is continued by the next.
 
-use super::plan::{Key, Node, State};
+use super::plan::{CAPACITY, Key, Node, State};
 use super::process::{Fleet, daemon, program};
 use crate::client::{Client, ClientError, read};
 use anyhow::Context as _;
@@ -16,8 +16,6 @@ use hayloft_proto::admin::{
 use std::path::Path;
 use std::time::Duration;
 
-/// What each storage node offers, in bytes.
-const CAPACITY: u64 = 10 << 30;
 /// How long each step may take.
 const STEP_TIMEOUT: Duration = Duration::from_mins(1);
 /// Between two looks.
@@ -150,7 +148,7 @@ async fn all_up(client: &Client, ids: &[String]) -> anyhow::Result<u64> {
 
 async fn apply_layout(client: &Client, state: &State, ids: &[String]) -> anyhow::Result<()> {
     let mut roles = Vec::new();
-    for (node, id) in state.storage().zip(ids) {
+    for (node, id) in state.storage().zip(ids).filter(|(node, _)| !node.spare) {
         let role =
             NodeRole { zone: node.zone.clone(), capacity: Some(CAPACITY), tags: vec![node.name.clone()] };
         roles.push(RoleChange::Assign { id: id.parse()?, role });
