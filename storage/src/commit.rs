@@ -11,11 +11,22 @@
 //! - a job that fails on its own account does not touch the others of its batch;
 //! - after a failed write or sync every waiting and later job gets a typed error at once.
 //!
+//! - a job admitted under a layout epoch is refused if the node has left that epoch when its turn comes. So once a job
+//!   that was queued after the change of epoch is answered ([`CommitQueue::barrier`]), nothing of the old epoch follows.
+//!
+//! Conditions on what is stored (a live reference, a tombstone's hash, where a block lies) are judged here, in the same
+//! step as the write that depends on them: there is no other place where they could not change in between.
+//!
 //! Memory is bounded: jobs hold a permit for their bytes from before they are queued until they are answered.
 
 use crate::meta::{Batch, Engine, MetaError, Space};
+use crate::tables::queue::{self, Entry, Work};
 use crate::tables::{Overlay, Tables, TablesError};
+use bytes::Bytes;
+use hayloft_common::codec;
 use hayloft_common::env::Env;
+use hayloft_common::hash::Hash;
+use hayloft_common::schema::TableId;
 use hayloft_proto::message::table::{RowBytes, RowOutcome, WriteMode, WriteRows};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,32 +53,105 @@ impl Default for Config {
     }
 }
 
-/// What to write, as one: rows, then entries of keyspaces that hold no rows.
+/// What to write, as one: rows, entries of keyspaces that hold no rows, and a [`Step`] with a condition.
 #[derive(Clone, Debug)]
 pub struct Job {
     mode: WriteMode,
     rows: Vec<RowBytes>,
     entries: Batch,
+    step: Option<Step>,
+    /// Refuse the whole job if one of its live references is deleted here.
+    refuse_deleted: bool,
+    epoch: Option<u64>,
+}
+
+/// Something that depends on what is stored when the job's turn comes.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Remove the index entry of a block that no live reference names.
+    Release { block: Hash, regardless: bool },
+    /// Remove tombstones that are stored just so.
+    Collect(Vec<(TableId, Bytes, u128)>),
+    /// Replace a block's index entry, if it is still the first one.
+    Relocate { block: Hash, from: Bytes, to: Option<Bytes> },
+    /// Remove up to `limit` entries of a partition.
+    Forget { partition: u16, limit: usize },
+    /// Take entries off the queue that were not queued again since they were read.
+    Done(Vec<(Bytes, Entry)>),
 }
 
 impl Job {
     /// Rows of any tables.
     pub fn rows(request: WriteRows) -> Self {
-        Self { mode: request.mode, rows: request.rows, entries: Batch::new() }
+        Self::new(request.mode, request.rows, Batch::new())
     }
 
-    /// A block that has been stored: its references, and the entries that say where it lies.
+    fn new(mode: WriteMode, rows: Vec<RowBytes>, entries: Batch) -> Self {
+        Self { mode, rows, entries, step: None, refuse_deleted: false, epoch: None }
+    }
+
+    fn step(step: Step) -> Self {
+        Self { step: Some(step), ..Self::new(WriteMode::Merge, Vec::new(), Batch::new()) }
+    }
+
+    /// A block that has been stored: its references, and the entries that say where it lies. If one of the references
+    /// is deleted here nothing is written, and [`Outcome::refused`] says so.
     pub fn block(references: Vec<RowBytes>, index: Batch) -> Self {
-        Self { mode: WriteMode::Merge, rows: references, entries: index }
+        Self { refuse_deleted: true, ..Self::new(WriteMode::Merge, references, index) }
     }
 
     /// Entries of the node's own keyspaces: layout, block index, finished queue entries.
     pub fn entries(entries: Batch) -> Self {
-        Self { mode: WriteMode::Merge, rows: Vec::new(), entries }
+        Self::new(WriteMode::Merge, Vec::new(), entries)
+    }
+
+    /// Removes the index entry of `block` if no live reference names it; [`Outcome::released`] is the entry. Its bytes
+    /// may be deleted once the job is answered.
+    pub fn release(block: Hash) -> Self {
+        Self::step(Step::Release { block, regardless: false })
+    }
+
+    /// As [`Job::release`] without asking for references: wrong, for the simulator to find, and for `block purge`.
+    pub fn release_regardless(block: Hash) -> Self {
+        Self::step(Step::Release { block, regardless: true })
+    }
+
+    /// Removes tombstones (table, stored key, row hash) that are stored just so. [`Outcome::done`]: one for each,
+    /// whether it is gone.
+    pub fn collect(tombstones: Vec<(TableId, Bytes, u128)>) -> Self {
+        Self::step(Step::Collect(tombstones))
+    }
+
+    /// Puts the index entry of a block at `to` (none: removes it) if it is still at `from`; [`Outcome::done`] says whether.
+    pub fn relocate(block: Hash, from: Bytes, to: Option<Bytes>) -> Self {
+        Self::step(Step::Relocate { block, from, to })
+    }
+
+    /// Removes up to `limit` entries of a partition; [`Outcome::more`] tells whether to go on.
+    pub fn forget(partition: u16, limit: usize) -> Self {
+        Self::step(Step::Forget { partition, limit })
+    }
+
+    /// Takes finished work off the queue, except what was queued again since it was read.
+    pub fn done(finished: Vec<(Bytes, Entry)>) -> Self {
+        Self::step(Step::Done(finished))
+    }
+
+    /// Refuses the job if the node is at another layout epoch when its turn comes.
+    #[must_use]
+    pub fn at_epoch(self, epoch: u64) -> Self {
+        Self { epoch: Some(epoch), ..self }
     }
 
     fn bytes(&self) -> usize {
-        self.rows.iter().map(|r| r.bytes.len()).sum::<usize>() + self.entries.bytes()
+        let step = match &self.step {
+            Some(Step::Collect(tombstones)) => tombstones.iter().map(|(_, key, _)| key.len() + 32).sum(),
+            Some(Step::Done(finished)) => finished.iter().map(|(key, _)| key.len() + 64).sum(),
+            Some(Step::Forget { limit, .. }) => limit * 64,
+            Some(Step::Release { .. } | Step::Relocate { .. }) => 128,
+            None => 0,
+        };
+        self.rows.iter().map(|r| r.bytes.len()).sum::<usize>() + self.entries.bytes() + step
     }
 }
 
@@ -75,6 +159,16 @@ impl Job {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub rows: Vec<RowOutcome>,
+    /// Blocks of live references in the job for which there is no index entry. They are queued to be fetched.
+    pub missing: Vec<Hash>,
+    /// [`Job::block`]: blocks whose references are deleted here; then nothing of the job is written.
+    pub refused: Vec<Hash>,
+    /// [`Job::release`]: the index entry that was removed.
+    pub released: Option<Bytes>,
+    /// [`Job::collect`], [`Job::relocate`], [`Job::done`]: what was done, in order.
+    pub done: Vec<bool>,
+    /// [`Job::forget`]: something is left.
+    pub more: bool,
 }
 
 /// Why a job was not done. After [`CommitError::Engine`] on a write it is unknown whether it will be there
@@ -87,6 +181,8 @@ pub enum CommitError {
     Engine(MetaError),
     #[error("entries of `{0}` follow from rows and may not be written directly")]
     Derived(&'static str),
+    #[error("the layout moved on while the write was waiting: nothing of it is written")]
+    StaleEpoch,
     #[error("the node is stopping: the write was not done, or its outcome is unknown")]
     Stopped,
 }
@@ -131,6 +227,9 @@ struct Waiting {
     permit: OwnedSemaphorePermit,
 }
 
+/// Tells the layout epoch that the node is at.
+pub type EpochSource = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// The way to write. Cheap to clone; the owner stops when all clones are gone and the queue is empty.
 #[derive(Clone)]
 pub struct CommitQueue {
@@ -142,11 +241,17 @@ pub struct CommitQueue {
 
 impl CommitQueue {
     /// Starts the owner of writes. There must be no other for this engine.
-    pub fn start(env: &Env, engine: Arc<dyn Engine>, tables: Tables, config: Config) -> Self {
+    pub fn start(
+        env: &Env,
+        engine: Arc<dyn Engine>,
+        tables: Tables,
+        config: Config,
+        epoch: EpochSource,
+    ) -> Self {
         let (jobs, waiting) = mpsc::channel(config.queue.max(1));
         let max_bytes = config.queue_bytes.clamp(1, u32::MAX as usize >> 4);
         let stats = Arc::new(Stats::default());
-        let owner = Owner { env: env.clone(), engine, tables, config, stats: stats.clone() };
+        let owner = Owner { env: env.clone(), engine, tables, config, epoch, stats: stats.clone() };
         env.spawn("commit", owner.run(waiting));
         Self { jobs, bytes: Arc::new(Semaphore::new(max_bytes)), max_bytes, stats }
     }
@@ -161,6 +266,11 @@ impl CommitQueue {
         let waiting = Waiting { job, answer, permit };
         self.jobs.send(waiting).await.map_err(|_| CommitError::Stopped)?;
         outcome.await.map_err(|_| CommitError::Stopped)?
+    }
+
+    /// Waits until every job that is being written now, or was queued before, is durable or refused.
+    pub async fn barrier(&self) -> Result<(), CommitError> {
+        self.submit(Job::entries(Batch::new())).await.map(drop)
     }
 
     /// What was done so far.
@@ -181,6 +291,7 @@ struct Owner {
     engine: Arc<dyn Engine>,
     tables: Tables,
     config: Config,
+    epoch: EpochSource,
     stats: Arc<Stats>,
 }
 
@@ -199,6 +310,7 @@ impl Owner {
                 tables: self.tables,
                 fsync: self.config.fsync,
                 now_ms: self.env.wall_millis(),
+                epoch: self.epoch.clone(),
                 stats: self.stats.clone(),
             };
             // Dropped only when the node stops: then the callers' channels close, which tells them.
@@ -215,6 +327,7 @@ struct Writer {
     tables: Tables,
     fsync: bool,
     now_ms: u64,
+    epoch: EpochSource,
     stats: Arc<Stats>,
 }
 
@@ -251,12 +364,84 @@ impl Writer {
         if let Some((space, _, _)) = derived {
             return Err(CommitError::Derived(space.name()));
         }
-        let applied = self.tables.apply(overlay, job.mode, &job.rows, self.now_ms)?;
-        if applied.kept {
-            overlay.extend(job.entries);
-            overlay.keep();
+        if job.epoch.is_some_and(|epoch| epoch != (self.epoch)()) {
+            return Err(CommitError::StaleEpoch);
         }
-        Ok(Outcome { rows: applied.outcomes })
+        let applied = self.tables.apply(overlay, job.mode, &job.rows, self.now_ms)?;
+        let mut outcome = Outcome { rows: applied.outcomes, ..Outcome::default() };
+        if job.refuse_deleted && !applied.refused.is_empty() {
+            overlay.discard();
+            return Ok(Outcome { refused: applied.refused, ..outcome });
+        }
+        if !applied.kept {
+            return Ok(outcome);
+        }
+        overlay.extend(job.entries);
+        let done = self.missing(overlay, applied.referred).and_then(|missing| {
+            outcome.missing = missing;
+            job.step.map_or(Ok(()), |step| self.step(overlay, step, &mut outcome))
+        });
+        match done {
+            Ok(()) => overlay.keep(),
+            Err(error) => {
+                overlay.discard();
+                return Err(error.into());
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Which of the blocks referred to have no index entry; they are queued to be fetched.
+    fn missing(&self, overlay: &mut Overlay<'_>, referred: Vec<Hash>) -> Result<Vec<Hash>, TablesError> {
+        let mut missing = Vec::new();
+        for block in referred {
+            if overlay.get(Space::BlockIndex, block.as_bytes())?.is_none() {
+                let partition = self.tables.partition(block.as_bytes());
+                queue::add(overlay, partition, Work::CheckBlock { block }, self.now_ms);
+                missing.push(block);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn step(&self, overlay: &mut Overlay<'_>, step: Step, outcome: &mut Outcome) -> Result<(), TablesError> {
+        match step {
+            Step::Release { block, regardless } => {
+                if regardless || !self.tables.is_referred(overlay, &block)? {
+                    outcome.released = overlay.get(Space::BlockIndex, block.as_bytes())?;
+                    overlay.delete(Space::BlockIndex, block.as_bytes().to_vec());
+                }
+            }
+            Step::Collect(tombstones) => {
+                for (table, key, hash) in tombstones {
+                    outcome.done.push(self.tables.collect(overlay, table, &key, hash)?);
+                }
+            }
+            Step::Relocate { block, from, to } => {
+                let there = overlay.get(Space::BlockIndex, block.as_bytes())?.is_some_and(|at| at == from);
+                if there {
+                    match to {
+                        Some(to) => overlay.put(Space::BlockIndex, block.as_bytes().to_vec(), to),
+                        None => overlay.delete(Space::BlockIndex, block.as_bytes().to_vec()),
+                    }
+                }
+                outcome.done.push(there);
+            }
+            Step::Forget { partition, limit } => {
+                outcome.more = self.tables.forget(overlay, partition, limit, self.now_ms)?;
+            }
+            Step::Done(finished) => {
+                for (key, entry) in finished {
+                    let same =
+                        overlay.get(Space::Queue, &key)?.is_some_and(|now| now == codec::encode(&entry));
+                    if same {
+                        overlay.delete(Space::Queue, key);
+                    }
+                    outcome.done.push(same);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Nothing new to write still needs a healthy engine: what was found must be durable.

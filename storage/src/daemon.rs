@@ -7,12 +7,13 @@ use crate::blocks::{self, BlockConfig, BlockIndex, BlockStore, DiskConfig, DiskI
 use crate::commit;
 use crate::disk::{Disk, RealDisk};
 use crate::layout_store::LayoutStore;
-use crate::limits::{DEFAULT_DISK_RESERVE, REPAIRS_AT_ONCE};
+use crate::limits::DEFAULT_DISK_RESERVE;
 use crate::meta::fjall::{self, FjallEngine};
 use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
 use crate::observe::{self, Observer};
-use crate::serve::{Node, NodeHandler};
+use crate::serve::{BlockLocks, Node, NodeHandler, Sabotage};
 use crate::space::MetadataSpace;
+use crate::workers::{Settings, Workers};
 use anyhow::Context as _;
 use hayloft_common::config::{DataDir, Peer, StorageConfig};
 use hayloft_common::env::Env;
@@ -57,6 +58,9 @@ pub struct Parts {
     pub rpc_public_addr: Option<String>,
     pub bootstrap: Vec<Peer>,
     pub hostname: String,
+    pub settings: Settings,
+    /// For the simulator; [`Sabotage::default`] else.
+    pub sabotage: Sabotage,
 }
 
 /// A running node.
@@ -153,16 +157,22 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         layout_store,
         commit_config: parts.commit,
         plane: std::sync::OnceLock::new(),
-        repairing: parking_lot::Mutex::default(),
-        repair_turns: tokio::sync::Semaphore::new(REPAIRS_AT_ONCE),
+        workers: Workers::default(),
+        settings: parts.settings,
+        block_locks: BlockLocks::default(),
+        sabotage: parts.sabotage,
     });
     let handler = Arc::new(NodeHandler(node.clone()));
     pool.set_local(handler.clone());
     let server = server::serve(env.clone(), listener, secure.clone(), member, handler, parts.rpc);
     watch_space(&node);
     membership.start();
+    start_workers(&node);
     Ok(Running { node, server })
 }
+
+/// Starts everything the node does by itself.
+fn start_workers(_node: &Arc<Node>) {}
 
 /// Looks at the free space of all disks every few seconds.
 fn watch_space(node: &Arc<Node>) {
@@ -278,6 +288,8 @@ pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()
         rpc_public_addr: config.rpc_public_addr.clone(),
         bootstrap: config.bootstrap_peers.clone(),
         hostname: hostname(),
+        settings: Settings::default(),
+        sabotage: Sabotage::default(),
         env: env.clone(),
     };
     let running = start(parts).await?;

@@ -13,3 +13,4 @@ pub mod observe;
 pub mod serve;
 pub mod space;
 pub mod tables;
+pub mod workers;

@@ -27,9 +27,6 @@ pub const MAX_WAITING_PUTS: usize = 4096;
 pub const OPEN_SEGMENTS_PER_DISK: usize = 128;
 /// Read errors in a row after which a disk is set aside.
 pub const MAX_READ_ERRORS: u32 = 16;
-/// Lost blocks that may wait to be fetched again (a name each), and how many are fetched at once (a block each).
-pub const MAX_WAITING_REPAIRS: usize = 4096;
-pub const REPAIRS_AT_ONCE: usize = 4;
 /// Blocks expanding to at most this many bytes are checked on the spot; larger ones in a blocking thread.
 pub const INLINE_CHECK: u64 = 64 << 10;
 

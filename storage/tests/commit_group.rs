@@ -33,7 +33,7 @@ fn stored(engine: &dyn View, name: &str) -> Option<AliasRow> {
 
 fn start(disk: &MemoryDisk, config: Config) -> (CommitQueue, Arc<MemoryEngine>) {
     let engine = Arc::new(disk.open().unwrap());
-    (CommitQueue::start(&Env::real(), engine.clone(), Tables::new(8), config), engine)
+    (CommitQueue::start(&Env::real(), engine.clone(), Tables::new(8), config, Arc::new(|| 0)), engine)
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -52,7 +52,7 @@ async fn measure(writers: usize, per_writer: usize, inline: usize, fsync: bool) 
     let engine = Arc::new(FjallEngine::open(&fjall::Config::new(dir.path()), &identity).unwrap());
     let env = Env::real();
     let config = Config { fsync, ..Config::default() };
-    let queue = CommitQueue::start(&env, engine.clone(), Tables::new(8), config);
+    let queue = CommitQueue::start(&env, engine.clone(), Tables::new(8), config, Arc::new(|| 0));
     let begin = env.now();
     let tasks = (0..writers).map(|writer| {
         let queue = queue.clone();

@@ -48,6 +48,7 @@ fn store(rows: &[ObjectRow]) -> (Tables, MemoryEngine) {
     let encoded: Vec<_> =
         rows.iter().map(|r| RowBytes { table: TableId::Object, bytes: codec::encode(r) }).collect();
     tables.apply(&mut overlay, WriteMode::Merge, &encoded, 0).unwrap();
+    overlay.keep();
     engine.commit(overlay.into_batch(), true).unwrap();
     (tables, engine)
 }
@@ -61,7 +62,7 @@ fn short(row: &ObjectRow) -> Vec<u8> {
 fn ask(prefix: &str, delimiter: Option<&str>, from: Vec<u8>, limit: u32) -> ListKeys {
     let partition_key = row("x", Slot::Null, true).partition_key();
     let (prefix, delimiter) = (prefix.to_owned(), delimiter.map(str::to_owned));
-    ListKeys { table: TableId::Object, partition_key, prefix, delimiter, from, limit }
+    ListKeys { table: TableId::Object, partition_key, prefix, delimiter, from, limit, tombstones: false }
 }
 
 /// The definition: walk all rows in order.

@@ -15,7 +15,7 @@ use hayloft_proto::message::table::{IndexCounters, ReadCounters, RowBytes, RowOu
 use hayloft_storage::meta::memory::{MemoryDisk, MemoryEngine};
 use hayloft_storage::meta::{Direction, Engine, KeyRange, Space, Step, View};
 use hayloft_storage::tables::fingerprint::Leaves;
-use hayloft_storage::tables::queue::{self, Work};
+use hayloft_storage::tables::queue::{self, Kind, Work};
 use hayloft_storage::tables::{Overlay, Tables};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -83,7 +83,7 @@ fn any_row() -> impl Strategy<Value = Any> {
         let open = UploadState::Open { headers: vec![], checksum: None };
         let state = if closed { UploadState::Closed } else { open };
         let upload = UploadId([id; 16]);
-        Any::Upload(UploadRow { bucket, shard, key: "k".into(), upload, created_ms: 1, state })
+        Any::Upload(UploadRow { bucket, shard, key: "k".into(), upload, created_ms: 1, state, completed: None })
     });
     let part_state = prop_oneof![
         1 => Just(PartState::Tombstone),
@@ -118,6 +118,7 @@ fn apply(tables: Tables, groups: &[Vec<Any>], per_batch: usize) -> MemoryEngine 
         for group in chunk {
             let rows: Vec<_> = group.iter().map(Any::encode).collect();
             let applied = tables.apply(&mut overlay, WriteMode::Merge, &rows, 1).unwrap();
+            overlay.keep();
             assert!(applied.kept && applied.outcomes.iter().all(|o| *o == RowOutcome::Written));
         }
         engine.commit(overlay.into_batch(), true).unwrap();
@@ -276,6 +277,7 @@ impl Node {
         let mut overlay = Overlay::new(&*snapshot);
         let rows: Vec<_> = rows.iter().map(|r| Any::Object(r.clone()).encode()).collect();
         let applied = self.tables.apply(&mut overlay, mode, &rows, 77).unwrap();
+        overlay.keep();
         self.engine.commit(overlay.into_batch(), true).unwrap();
         applied.outcomes
     }
@@ -322,10 +324,13 @@ fn a_superseded_version_with_blocks_is_queued_with_its_block_list() {
     let node = Node::new();
     node.write(WriteMode::Put, &[object(1, version(1, 2, false))]);
     node.write(WriteMode::Put, &[object(2, version(1, 2, false))]);
-    assert!(queue::read(&node.engine, &[], 10).unwrap().is_empty(), "the same version is not superseded");
+    assert!(
+        queue::read(&node.engine, &Kind::DropVersion.range(), 10).unwrap().is_empty(),
+        "the same version is not superseded"
+    );
     node.write(WriteMode::Put, &[object(3, version(2, 1, true))]);
     node.write(WriteMode::Put, &[object(4, ObjectState::Tombstone)]);
-    let entries = queue::read(&node.engine, &[], 10).unwrap();
+    let entries = queue::read(&node.engine, &Kind::DropVersion.range(), 10).unwrap();
     assert_eq!(entries.len(), 1, "inline data needs no removal");
     assert_eq!(entries[0].1.queued_ms, 77);
     let Work::DropVersion { version, blocks, manifest_chunks, .. } = &entries[0].1.work else {
@@ -334,7 +339,7 @@ fn a_superseded_version_with_blocks_is_queued_with_its_block_list() {
     assert_eq!((*version, *manifest_chunks), (VersionId([1; 16]), 0));
     assert_eq!(*blocks, vec![Hash([1; 32]), Hash([2; 32])]);
     node.engine.commit(queue::done([entries[0].0.clone()]), true).unwrap();
-    assert!(queue::read(&node.engine, &[], 10).unwrap().is_empty());
+    assert!(queue::read(&node.engine, &Kind::DropVersion.range(), 10).unwrap().is_empty());
 }
 
 #[test]

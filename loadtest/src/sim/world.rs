@@ -31,6 +31,8 @@ use hayloft_proto::server::{Handler, Incoming};
 use hayloft_storage::blocks::{BlockConfig, DiskConfig};
 use hayloft_storage::daemon::{self, Parts, Running};
 use hayloft_storage::meta::Engine;
+use hayloft_storage::serve::Sabotage;
+use hayloft_storage::workers::Settings;
 use hayloft_storage::{commit, disk, meta};
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -272,6 +274,8 @@ impl World {
             rpc_public_addr: None,
             bootstrap: self.peers(host),
             hostname: self.name(host),
+            settings: Settings::default(),
+            sabotage: Sabotage::default(),
         };
         let this = self.clone();
         env.spawn("start", async move {

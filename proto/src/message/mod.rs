@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod membership;
+pub mod sync;
 pub mod table;
 
 use bytes::Bytes;

@@ -98,6 +98,10 @@ pub struct ListKeys {
     pub from: Vec<u8>,
     /// Most entries to answer with.
     pub limit: u32,
+    /// Also give, one by one, the tombstones behind a delimiter that come before the prefix's first live row (all, if
+    /// it has none): they say why a prefix is not there.
+    #[serde(default)]
+    pub tombstones: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

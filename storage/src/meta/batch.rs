@@ -6,6 +6,7 @@
 use super::Space;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// Writes across keyspaces, at most one per key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,20 @@ impl Batch {
     /// What the batch does to `key`: `None` if nothing, `Some(None)` if it deletes it.
     pub fn get(&self, space: Space, key: &[u8]) -> Option<Option<&Bytes>> {
         self.ops.get(&space)?.get(key).map(Option::as_ref)
+    }
+
+    /// The operations on keys of a keyspace that begin with `prefix`, in order.
+    pub fn with_prefix<'a>(
+        &'a self,
+        space: Space,
+        prefix: &'a [u8],
+    ) -> impl Iterator<Item = (&'a Bytes, Option<&'a Bytes>)> {
+        let ops = self
+            .ops
+            .get(&space)
+            .into_iter()
+            .flat_map(move |ops| ops.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)));
+        ops.take_while(move |(key, _)| key.starts_with(prefix)).map(|(key, value)| (key, value.as_ref()))
     }
 
     /// All operations in order of keyspace and key; `None` deletes.

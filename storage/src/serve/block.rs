@@ -4,20 +4,16 @@
 //! answered only after bytes, index entry and reference are durable. What a crash leaves in between is at worst
 //! bytes without an entry, which a scan of the disks finds.
 
-use super::{Answer, Node, commit_error, meta_error, reply};
+use super::{Answer, At, Node, commit_error, meta_error, reply};
 use crate::blocks::{BlockError, Location};
 use crate::commit::Job;
-use crate::limits::MAX_WAITING_REPAIRS;
 use crate::meta::{Batch, Space};
-use bytes::Bytes;
-use hayloft_common::block;
+use crate::tables::queue::{self, Work};
 use hayloft_common::codec;
 use hayloft_common::hash::Hash;
-use hayloft_common::limits::MAX_BLOCK_SIZE;
 use hayloft_common::schema::{BlockRefRow, TableId};
 use hayloft_proto::body::Body;
 use hayloft_proto::error::{RemoteCode, RpcError};
-use hayloft_proto::fanout;
 use hayloft_proto::message;
 use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReferBlocksReply, ReportBlock};
 use hayloft_proto::message::table::RowBytes;
@@ -27,12 +23,13 @@ use std::sync::Arc;
 const MAX_REFERENCES: usize = 1024;
 
 impl Node {
-    pub(super) async fn put_block(self: &Arc<Self>, request: PutBlock, body: Body) -> Answer {
-        let PutBlock { block, reference } = request;
+    pub(super) async fn put_block(self: &Arc<Self>, request: At<PutBlock>, body: Body) -> Answer {
+        let At { epoch, message: PutBlock { block, reference } } = request;
         self.check_place(&place_of(&block))?;
         check_reference(&reference, Some(block))?;
         self.metadata_space.check()?;
         let envelope = body.collect(crate::limits::MAX_STORED_BLOCK).await?;
+        let _shared = self.block_locks.of(&block).read().await;
         let index = match self.locate(block).await? {
             // Deduplicated: the bytes are here already, only the reference is new.
             Some(location) if self.blocks.is_readable(&location) => Batch::new(),
@@ -41,30 +38,36 @@ impl Node {
                 index_entry(block, &location)
             }
         };
-        let job = Job::block(vec![reference], index);
-        self.plane()?.commit.submit(job).await.map_err(|e| commit_error(&e))?;
+        let done = self.submit_at(epoch, Job::block(vec![reference], index)).await?;
+        refuse_deleted(&done.refused)?;
         reply(&())
     }
 
-    pub(super) async fn refer_blocks(self: &Arc<Self>, request: ReferBlocks) -> Answer {
+    pub(super) async fn refer_blocks(self: &Arc<Self>, request: At<ReferBlocks>) -> Answer {
+        let At { epoch, message: request } = request;
         if request.references.len() > MAX_REFERENCES {
             return Err(RpcError::bad_request(format!("more than {MAX_REFERENCES} references")));
         }
         self.metadata_space.check()?;
-        let mut missing = Vec::new();
+        let mut blocks = Vec::with_capacity(request.references.len());
         for reference in &request.references {
             let block = check_reference(reference, None)?;
             self.check_place(&place_of(&block))?;
-            if !self.locate(block).await?.is_some_and(|location| self.blocks.is_readable(&location)) {
+            blocks.push(block);
+        }
+        let done = self.submit_at(epoch, Job::block(request.references, Batch::new())).await?;
+        refuse_deleted(&done.refused)?;
+        let mut missing = done.missing;
+        // An entry on a disk that is lost is no copy. With a live reference none of these can be released any more.
+        for block in blocks {
+            if let Some(location) = self.locate(block).await?
+                && !self.blocks.is_readable(&location)
+            {
                 missing.push(block);
             }
         }
-        let job = Job::block(request.references, Batch::new());
-        self.plane()?.commit.submit(job).await.map_err(|e| commit_error(&e))?;
         // With a reference comes the duty to hold the block.
-        for block in &missing {
-            self.repair_later(*block);
-        }
+        self.check_blocks(&missing).await?;
         reply(&ReferBlocksReply { missing })
     }
 
@@ -78,7 +81,7 @@ impl Node {
             Err(error) => {
                 if error.is_lost_copy() || !self.blocks.is_readable(&location) {
                     tracing::warn!(%block, %error, "this node's copy of a block is lost; fetching another");
-                    self.repair_later(block);
+                    self.check_blocks(&[block]).await?;
                 }
                 Err(block_error(&error))
             }
@@ -88,12 +91,12 @@ impl Node {
     /// A gateway found our copy missing or bad.
     pub(super) async fn report_block(self: &Arc<Self>, request: ReportBlock) -> Answer {
         self.check_place(&place_of(&request.block))?;
-        self.repair_later(request.block);
+        self.check_blocks(&[request.block]).await?;
         reply(&())
     }
 
     /// Where a block lies on this node's disks.
-    async fn locate(self: &Arc<Self>, block: Hash) -> Result<Option<Location>, RpcError> {
+    pub async fn locate(self: &Arc<Self>, block: Hash) -> Result<Option<Location>, RpcError> {
         self.blocking(move |node| {
             let entry = node.engine.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
             let Some(entry) = entry else { return Ok(None) };
@@ -106,57 +109,30 @@ impl Node {
         .await
     }
 
-    /// Looks after our copy of a block, beside the request. When many wait already it is left out: whoever misses the
-    /// block next asks again.
-    fn repair_later(self: &Arc<Self>, block: Hash) {
-        {
-            let mut waiting = self.repairing.lock();
-            if waiting.len() >= MAX_WAITING_REPAIRS || !waiting.insert(block) {
-                return;
-            }
+    /// Queues blocks for the resync worker to look at, durably, and wakes it.
+    pub async fn check_blocks(self: &Arc<Self>, blocks: &[Hash]) -> Result<(), RpcError> {
+        if blocks.is_empty() {
+            return Ok(());
         }
-        let this = self.clone();
-        self.env.spawn("block repair", async move {
-            if let Ok(_turn) = this.repair_turns.acquire().await {
-                match this.repair(block).await {
-                    Ok(true) => tracing::info!(%block, "block fetched again from another node"),
-                    Ok(false) => {}
-                    Err(error) => tracing::error!(%block, %error, "a lost block could not be fetched again"),
-                }
-            }
-            this.repairing.lock().remove(&block);
-        });
+        let plane = self.plane()?;
+        let work = blocks
+            .iter()
+            .map(|block| (plane.tables.partition(block.as_bytes()), Work::CheckBlock { block: *block }));
+        let job = Job::entries(queue::entries(work, self.env.wall_millis()));
+        plane.commit.submit(job).await.map_err(|e| commit_error(&e))?;
+        self.workers.wake("block resync");
+        Ok(())
     }
+}
 
-    /// Reads our copy; if it is not good, fetches the block from another node. True if that was needed.
-    async fn repair(self: &Arc<Self>, block: Hash) -> Result<bool, RpcError> {
-        let old = self.locate(block).await?;
-        if let Some(location) = old
-            && self.blocks.is_readable(&location)
-        {
-            match self.blocks.get(&block, &location).await {
-                Ok(envelope) if block::open(&envelope, &block, MAX_BLOCK_SIZE).is_ok() => return Ok(false),
-                Ok(_) => {}
-                Err(error) if error.is_lost_copy() => {}
-                Err(error) => return Err(block_error(&error)),
-            }
-        }
-        let check = |(): &(), envelope: Bytes| match block::open(&envelope, &block, MAX_BLOCK_SIZE) {
-            Ok(_) => Ok(envelope),
-            Err(error) => Err(RpcError::remote(RemoteCode::Corrupt, error.to_string())),
-        };
-        let found = fanout::any_other(
-            &self.cluster,
-            place_of(&block),
-            GetBlock { block },
-            crate::limits::MAX_STORED_BLOCK,
-            check,
-        );
-        let found = found.await.map_err(|e| RpcError::remote(RemoteCode::NotFound, e.to_string()))?;
-        let location = self.blocks.put(block, found.value).await.map_err(|e| block_error(&e))?;
-        let job = Job::entries(index_entry(block, &location));
-        self.plane()?.commit.submit(job).await.map_err(|e| commit_error(&e))?;
-        Ok(true)
+/// A version whose reference is deleted for good can't be written any more: it was given up as abandoned.
+fn refuse_deleted(refused: &[Hash]) -> Result<(), RpcError> {
+    match refused.first() {
+        None => Ok(()),
+        Some(block) => Err(RpcError::remote(
+            RemoteCode::Conflict,
+            format!("the reference to block {block} was deleted: its version was given up as abandoned"),
+        )),
     }
 }
 

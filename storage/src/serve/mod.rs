@@ -9,11 +9,12 @@ mod membership;
 mod table;
 
 use crate::blocks::BlockStore;
-use crate::commit::{CommitError, CommitQueue};
+use crate::commit::{CommitError, CommitQueue, Job, Outcome};
 use crate::layout_store::LayoutStore;
 use crate::meta::{Engine, MetaError};
 use crate::space::MetadataSpace;
 use crate::tables::{Tables, TablesError};
+use crate::workers::{Settings, Workers};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hayloft_common::codec;
@@ -55,10 +56,43 @@ pub struct Node {
     pub started: Duration,
     pub commit_config: crate::commit::Config,
     pub plane: OnceLock<DataPlane>,
-    /// Blocks being fetched again, or waiting for that.
-    pub repairing: parking_lot::Mutex<std::collections::BTreeSet<Hash>>,
-    /// For the fetching itself.
-    pub repair_turns: tokio::sync::Semaphore,
+    pub workers: Workers,
+    pub settings: Settings,
+    /// Keep the bytes of a block from being deleted between their being put and their index entry being committed.
+    pub block_locks: BlockLocks,
+    pub sabotage: Sabotage,
+}
+
+/// Ways to break a node on purpose, so that the simulator can show that it would find them. All off in a daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sabotage {
+    /// Take requests of any layout epoch.
+    pub skip_epoch_check: bool,
+    /// Release blocks at once and without asking whether they are referred to.
+    pub release_early: bool,
+}
+
+/// A lock for each of many groups of blocks: shared by those who put, exclusive for who deletes.
+pub struct BlockLocks(Vec<tokio::sync::RwLock<()>>);
+
+impl Default for BlockLocks {
+    fn default() -> Self {
+        Self((0..1024).map(|_| tokio::sync::RwLock::new(())).collect())
+    }
+}
+
+impl BlockLocks {
+    /// The lock of a block's group.
+    pub fn of(&self, block: &Hash) -> &tokio::sync::RwLock<()> {
+        let tail = u16::from_le_bytes([block.0[30], block.0[31]]);
+        &self.0[usize::from(tail) % self.0.len()]
+    }
+}
+
+/// A request and the layout epoch at which it was admitted.
+struct At<M> {
+    epoch: u64,
+    message: M,
 }
 
 /// A handler's answer: the encoded reply and its body.
@@ -73,8 +107,10 @@ impl Node {
         }
         Ok(self.plane.get_or_init(|| {
             let tables = Tables::new(layout.current.bits);
-            let commit =
-                CommitQueue::start(&self.env, self.engine.clone(), tables, self.commit_config.clone());
+            let cluster = self.cluster.clone();
+            let epoch = Arc::new(move || cluster.layout().epoch);
+            let (engine, config) = (self.engine.clone(), self.commit_config.clone());
+            let commit = CommitQueue::start(&self.env, engine, tables, config, epoch);
             DataPlane { tables, commit }
         }))
     }
@@ -82,6 +118,9 @@ impl Node {
     /// Refuses a data request that was made under another epoch.
     fn check_epoch(&self, epoch: u64) -> Result<(), RpcError> {
         let layout = self.cluster.layout();
+        if self.sabotage.skip_epoch_check {
+            return Ok(());
+        }
         if epoch < layout.epoch {
             return Err(RpcError::StaleEpoch { layout: codec::encode(&*layout).into() });
         }
@@ -104,13 +143,13 @@ impl Node {
 
     async fn dispatch(self: Arc<Self>, call: Incoming) -> Answer {
         match call.method {
-            WriteRows::METHOD => self.write_rows(self.read(&call)?).await,
+            WriteRows::METHOD => self.write_rows(self.read_at(&call)?).await,
             ReadRow::METHOD => self.read_row(self.read(&call)?).await,
             ReadRange::METHOD => self.read_range(self.read(&call)?).await,
             ListKeys::METHOD => self.list_keys(self.read(&call)?).await,
             ReadCounters::METHOD => self.read_counters(self.read(&call)?).await,
-            PutBlock::METHOD => self.put_block(self.read(&call)?, call.body).await,
-            ReferBlocks::METHOD => self.refer_blocks(self.read(&call)?).await,
+            PutBlock::METHOD => self.put_block(self.read_at(&call)?, call.body).await,
+            ReferBlocks::METHOD => self.refer_blocks(self.read_at(&call)?).await,
             GetBlock::METHOD => self.get_block(self.read(&call)?).await,
             ReportBlock::METHOD => self.report_block(self.read(&call)?).await,
             Exchange::METHOD => self.exchange(self.read(&call)?),
@@ -126,11 +165,27 @@ impl Node {
 
     /// Reads a request and checks its epoch, if its kind asks for that.
     fn read<M: Message>(&self, call: &Incoming) -> Result<M, RpcError> {
+        self.read_at(call).map(|At { message, .. }| message)
+    }
+
+    /// As [`Node::read`], with the epoch at which it was admitted: what it writes must be written at that epoch.
+    fn read_at<M: Message>(&self, call: &Incoming) -> Result<At<M>, RpcError> {
         let Head { epoch, message } = message::decode_request::<M>(&call.head)?;
         if M::CHECKS_EPOCH {
             self.check_epoch(epoch)?;
         }
-        Ok(message)
+        Ok(At { epoch, message })
+    }
+
+    /// Writes a job that was admitted at `epoch`, and durably.
+    async fn submit_at(&self, epoch: u64, job: Job) -> Result<Outcome, RpcError> {
+        let job = if self.sabotage.skip_epoch_check { job } else { job.at_epoch(epoch) };
+        match self.plane()?.commit.submit(job).await {
+            Err(CommitError::StaleEpoch) => {
+                Err(RpcError::StaleEpoch { layout: codec::encode(&*self.cluster.layout()).into() })
+            }
+            done => done.map_err(|e| commit_error(&e)),
+        }
     }
 
     /// Reads the engine where it may block.
@@ -211,6 +266,7 @@ pub fn commit_error(error: &CommitError) -> RpcError {
         CommitError::Tables(error) => tables_error(error),
         CommitError::Engine(error) => meta_error(error),
         CommitError::Derived(_) => RpcError::internal(error.to_string()),
+        CommitError::StaleEpoch => RpcError::remote(RemoteCode::NotReady, error.to_string()),
         CommitError::Stopped => RpcError::remote(RemoteCode::ShuttingDown, error.to_string()),
     }
 }

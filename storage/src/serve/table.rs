@@ -1,6 +1,6 @@
 //! Rows: writes go to the commit queue, reads to a snapshot of the engine.
 
-use super::{Answer, Node, commit_error, reply, tables_error};
+use super::{Answer, At, Node, reply, tables_error};
 use crate::commit::Job;
 use crate::tables::with_row;
 use hayloft_common::codec;
@@ -14,10 +14,11 @@ use serde_bytes::ByteBuf;
 use std::sync::Arc;
 
 impl Node {
-    pub(super) async fn write_rows(self: &Arc<Self>, request: WriteRows) -> Answer {
-        self.check_rows(&request.rows)?;
+    pub(super) async fn write_rows(self: &Arc<Self>, request: At<WriteRows>) -> Answer {
+        let At { epoch, message } = request;
+        self.check_rows(&message.rows)?;
         self.metadata_space.check()?;
-        let done = self.plane()?.commit.submit(Job::rows(request)).await.map_err(|e| commit_error(&e))?;
+        let done = self.submit_at(epoch, Job::rows(message)).await?;
         reply(&WriteRowsReply { outcomes: done.rows })
     }
 

@@ -1,12 +1,14 @@
 //! Applying incoming rows: decode, check, merge with the stored row, react, write to the overlay.
 
+use super::queue::Work;
 use super::reaction::React;
 use super::stored::{self, Parts};
 use super::{Overlay, Tables, TablesError, counters, fingerprint, queue, with_row};
 use crate::meta::Space;
 use hayloft_common::codec;
+use hayloft_common::hash::Hash;
 use hayloft_common::limits::MAX_ROW_SIZE;
-use hayloft_common::schema::RowError;
+use hayloft_common::schema::{RowError, TableId};
 use hayloft_proto::message::table::{RowBytes, RowOutcome, WriteMode};
 
 /// What became of a request's rows.
@@ -16,11 +18,23 @@ pub struct Applied {
     pub outcomes: Vec<RowOutcome>,
     /// Whether the overlay now holds the request's writes. False if a row was outdated: then none is written.
     pub kept: bool,
+    /// Blocks of the live references among the rows, as they came, that are live after the merge.
+    pub referred: Vec<Hash>,
+    /// Blocks of the live references among the rows that the stored row says are deleted for good.
+    pub refused: Vec<Hash>,
+}
+
+/// What became of one row.
+struct Done {
+    outcome: RowOutcome,
+    /// The row came live; whether it is after the merge.
+    live: Option<bool>,
 }
 
 impl Tables {
     /// Applies the rows of one request in order, all or none. `now_ms` (wall clock) only dates queue entries.
-    /// After an error, or if a row is outdated, the overlay is as it was before.
+    /// After an error, or if a row is outdated, the overlay is as it was before; else the writes wait in it for the
+    /// caller's [`Overlay::keep`] (or [`Overlay::discard`]).
     pub fn apply(
         &self,
         overlay: &mut Overlay<'_>,
@@ -29,10 +43,18 @@ impl Tables {
         now_ms: u64,
     ) -> Result<Applied, TablesError> {
         let mut outcomes = Vec::with_capacity(rows.len());
+        let (mut referred, mut refused) = (Vec::new(), Vec::new());
         for row in rows {
-            let outcome = with_row!(row.table, R => self.apply_row::<R>(overlay, mode, &row.bytes, now_ms));
-            match outcome {
-                Ok(outcome) => outcomes.push(outcome),
+            let done = with_row!(row.table, R => self.apply_row::<R>(overlay, mode, &row.bytes, now_ms));
+            match done {
+                Ok((Done { outcome, live }, partition_key)) => {
+                    outcomes.push(outcome);
+                    if row.table == TableId::BlockRef
+                        && let (Some(live), Ok(block)) = (live, <[u8; 32]>::try_from(partition_key))
+                    {
+                        if live { &mut referred } else { &mut refused }.push(Hash(block));
+                    }
+                }
                 Err(e) => {
                     overlay.discard();
                     return Err(e);
@@ -40,12 +62,10 @@ impl Tables {
             }
         }
         let kept = outcomes.iter().all(|o| *o == RowOutcome::Written);
-        if kept {
-            overlay.keep();
-        } else {
+        if !kept {
             overlay.discard();
         }
-        Ok(Applied { outcomes, kept })
+        Ok(Applied { outcomes, kept, referred, refused })
     }
 
     fn apply_row<R: React>(
@@ -54,7 +74,7 @@ impl Tables {
         mode: WriteMode,
         bytes: &[u8],
         now_ms: u64,
-    ) -> Result<RowOutcome, TablesError> {
+    ) -> Result<(Done, Vec<u8>), TablesError> {
         if bytes.len() > MAX_ROW_SIZE {
             return Err(TablesError::TooLarge { table: R::TABLE, len: bytes.len() });
         }
@@ -63,22 +83,29 @@ impl Tables {
         let partition_key = new.partition_key();
         let key = self.key(&partition_key, &new.sort_key());
         let old = stored::load::<R>(overlay, key.as_bytes())?;
+        let came_live = new.is_live();
+        let arrival = new.work_on_arrival();
         let merged = match &old {
             None => new,
             Some((old, _)) => {
                 if let (WriteMode::Put, Some(ours), Some(theirs)) = (mode, old.stamp(), new.stamp())
                     && ours > theirs
                 {
-                    return Ok(RowOutcome::Outdated(ours));
+                    return Ok((Done { outcome: RowOutcome::Outdated(ours), live: None }, partition_key));
                 }
                 let mut merged = old.clone();
                 merged.merge(&new);
                 if merged == *old {
                     // Known already, or, with an equal stamp that no honest writer makes, the lesser of two contents.
-                    return Ok(match (mode, old.stamp()) {
+                    let outcome = match (mode, old.stamp()) {
                         (WriteMode::Put, Some(ours)) if new != *old => RowOutcome::Outdated(ours),
                         _ => RowOutcome::Written,
-                    });
+                    };
+                    if let Some(work) = arrival.filter(|_| old.is_live()) {
+                        queue::add(overlay, key.partition(), work, now_ms);
+                    }
+                    let live = came_live.then(|| old.is_live());
+                    return Ok((Done { outcome, live }, partition_key));
                 }
                 merged
             }
@@ -90,7 +117,11 @@ impl Tables {
         counters::change(overlay, key.base(), effects.counts)?;
         let old_hash = old_stored.as_ref().map(|s| s.hash);
         fingerprint::change(overlay, R::TABLE, &key, old_hash, hash)?;
-        for work in effects.queue {
+        for work in effects.queue.into_iter().chain(arrival.filter(|_| merged.is_live())) {
+            queue::add(overlay, key.partition(), work, now_ms);
+        }
+        if !merged.is_live() {
+            let work = Work::Collect { table: R::TABLE, key: key.as_bytes().to_vec() };
             queue::add(overlay, key.partition(), work, now_ms);
         }
         match detail {
@@ -101,6 +132,7 @@ impl Tables {
             None => {}
         }
         overlay.put(Space::Table(R::TABLE), key.as_bytes().to_vec(), value);
-        Ok(RowOutcome::Written)
+        let live = came_live.then(|| merged.is_live());
+        Ok((Done { outcome: RowOutcome::Written, live }, partition_key))
     }
 }

@@ -92,6 +92,31 @@ pub(crate) fn change(
     Ok(())
 }
 
+/// Takes a row that is removed out of its leaf.
+pub(crate) fn remove(
+    overlay: &mut Overlay<'_>,
+    table: TableId,
+    partition: u16,
+    key: &[u8],
+    hash: u128,
+) -> Result<(), TablesError> {
+    let leaf_key = leaf_key(table, partition, leaf_of(key));
+    let Some(value) = overlay.get(Space::Fingerprint, &leaf_key)? else { return Ok(()) };
+    let leaf = Fingerprint::decode(&value)?;
+    let leaf = Fingerprint { sum: leaf.sum.wrapping_sub(hash), rows: leaf.rows.saturating_sub(1) };
+    if leaf == Fingerprint::default() {
+        overlay.delete(Space::Fingerprint, leaf_key);
+    } else {
+        overlay.put(Space::Fingerprint, leaf_key, leaf.encode());
+    }
+    Ok(())
+}
+
+/// The keys of a partition's leaves in [`Space::Fingerprint`], for one table.
+pub(crate) fn leaves_of(table: TableId, partition: u16) -> KeyRange {
+    KeyRange::prefix(&partition_prefix(table, partition))
+}
+
 /// The leaves of a table's partition that hold rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leaves(pub BTreeMap<u16, Fingerprint>);

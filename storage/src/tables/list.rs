@@ -3,7 +3,8 @@
 //!
 //! Tombstones are given as rows: on another replica the same key may be live and older, and only the gateway,
 //! which merges a quorum's pages, can tell. A rolled-up prefix names its first live row here as witness, which
-//! the gateway confirms the same way; a prefix with nothing but tombstones is left out.
+//! the gateway confirms the same way; a prefix with nothing but tombstones is left out. For reads that must never go
+//! back the tombstones before a witness are given too, so that the gateway sees on what nodes agree.
 //!
 //! A page says how far it is complete. It may end early, after [`MAX_VISITED`] rows, so that no request holds
 //! a thread for long: then it may have few entries, even none, and `next` is still ahead of `from`.
@@ -43,6 +44,7 @@ impl Tables {
             prefix: ask.prefix.as_bytes(),
             delimiter: ask.delimiter.as_deref().filter(|d| !d.is_empty()).map(str::as_bytes),
             base: &base,
+            tombstones: ask.tombstones,
             limit: ask.limit.max(1) as usize,
             visits_left: max_visited.max(1),
             bytes: 0,
@@ -73,6 +75,8 @@ struct Lister<'a> {
     delimiter: Option<&'a [u8]>,
     /// What all stored keys of the partition key begin with.
     base: &'a [u8],
+    /// Whether tombstones behind the delimiter are given too.
+    tombstones: bool,
     limit: usize,
     visits_left: usize,
     bytes: usize,
@@ -95,6 +99,10 @@ impl Lister<'_> {
             return Ok(Step::Next);
         };
         if !stored.live {
+            if self.tombstones {
+                self.bytes += stored.short.len();
+                self.entries.push(ListEntry::Row(stored.short.to_vec()));
+            }
             return Ok(Step::Next);
         }
         let common = &plain[..end];

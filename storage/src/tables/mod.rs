@@ -21,6 +21,7 @@ mod overlay;
 pub mod queue;
 pub mod reaction;
 pub mod read;
+mod remove;
 pub mod stored;
 
 pub use apply::Applied;

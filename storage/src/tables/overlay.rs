@@ -2,8 +2,9 @@
 //!
 //! A request writes to a layer of its own, which is kept or thrown away as a whole.
 
-use crate::meta::{Batch, MetaError, Space, View};
+use crate::meta::{Batch, Direction, KeyRange, MetaError, Space, Step, View};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 /// A view with the writes of a batch in the making.
 pub struct Overlay<'a> {
@@ -23,6 +24,29 @@ impl<'a> Overlay<'a> {
             Some(written) => Ok(written.cloned()),
             None => self.view.get(space, key),
         }
+    }
+
+    /// The entries whose keys begin with `prefix`, as they would be after all writes so far, in order of key.
+    pub fn with_prefix(&self, space: Space, prefix: &[u8]) -> Result<BTreeMap<Bytes, Bytes>, MetaError> {
+        let mut found = BTreeMap::new();
+        self.view.scan(space, &KeyRange::prefix(prefix), Direction::Forward, &mut |key, value| {
+            found.insert(key.clone(), value.clone());
+            Step::Next
+        })?;
+        for (key, value) in
+            self.kept.with_prefix(space, prefix).chain(self.request.with_prefix(space, prefix))
+        {
+            match value {
+                Some(value) => found.insert(key.clone(), value.clone()),
+                None => found.remove(key),
+            };
+        }
+        Ok(found)
+    }
+
+    /// The view below: what was there before all writes.
+    pub fn view(&self) -> &dyn View {
+        self.view
     }
 
     pub fn put(&mut self, space: Space, key: impl Into<Bytes>, value: impl Into<Bytes>) {

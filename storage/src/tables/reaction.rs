@@ -56,6 +56,11 @@ pub trait React: Row {
         Vec::new()
     }
 
+    /// Work that follows from the arrival of `self`, also when it changes nothing: what a heart-beat renews.
+    fn work_on_arrival(&self) -> Option<Work> {
+        None
+    }
+
     /// All effects of the change.
     fn react(old: Option<&Self>, new: &Self) -> Effects {
         Effects {
@@ -138,7 +143,20 @@ impl React for KeyRow {}
 impl React for BucketRow {}
 impl React for AliasRow {}
 impl React for ManifestRow {}
-impl React for BlockRefRow {}
+
+impl React for BlockRefRow {
+    fn work_after(&self, new: &Self) -> Vec<Work> {
+        if self.is_live() && !new.is_live() {
+            vec![Work::CheckBlock { block: self.block }]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn work_on_arrival(&self) -> Option<Work> {
+        self.is_live().then_some(Work::CheckRef { block: self.block, version: self.version })
+    }
+}
 
 /// Each block once, in order of first appearance's hash.
 fn distinct(blocks: impl Iterator<Item = Hash>) -> Vec<Hash> {

@@ -1,0 +1,116 @@
+//! What storage nodes say to one another to stay equal: fingerprints, rows that one of them lacks, tombstones that all
+//! hold, blocks that others hold, and work that one of them has done for all.
+
+use super::message;
+use hayloft_common::hash::Hash;
+use hayloft_common::layout::Partition;
+use hayloft_common::schema::TableId;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Sum and number of a set of rows (`storage::tables::fingerprint`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSum {
+    #[serde(with = "serde_bytes")]
+    pub sum: [u8; 16],
+    pub rows: u64,
+}
+
+/// The fingerprints of whole partitions. Answered only after all writes of earlier epochs are done (a commit barrier).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadTotals {
+    pub partitions: Vec<Partition>,
+}
+
+/// One for each table and partition asked for that holds rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub totals: Vec<(TableId, Partition, RowSum)>,
+}
+
+/// The fingerprints of the leaves of one table's partition; barrier as for [`ReadTotals`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadLeaves {
+    pub table: TableId,
+    pub partition: Partition,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavesReply {
+    pub leaves: Vec<(u16, RowSum)>,
+}
+
+/// Rows of some leaves that the asker lacks: those whose hash begins with none of `have`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRows {
+    pub table: TableId,
+    pub partition: Partition,
+    /// In order; at most all 1,024.
+    pub leaves: Vec<u16>,
+    /// The first 8 bytes (little-endian) of the hashes of the asker's rows in those leaves, in order.
+    pub have: Vec<u64>,
+    /// Where to go on: a stored key, excluded rows before it.
+    pub from: Option<ByteBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRowsReply {
+    /// Encoded rows with their details.
+    pub rows: Vec<ByteBuf>,
+    /// The stored key to go on from; `None`: that was all.
+    pub next: Option<ByteBuf>,
+}
+
+/// Which of these blocks the node has a readable copy of. At most 4,096.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaveBlocks {
+    pub blocks: Vec<Hash>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaveBlocksReply {
+    /// One for each block, in order.
+    pub have: Vec<bool>,
+}
+
+/// Merges tombstones (encoded rows of one table and partition), durably, and says which of them is exactly what is
+/// stored then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldTombstones {
+    pub table: TableId,
+    pub partition: Partition,
+    pub rows: Vec<ByteBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldTombstonesReply {
+    /// One for each row, in order.
+    pub held: Vec<bool>,
+}
+
+/// Removes tombstones that every replica holds: stored key and row hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectTombstones {
+    pub table: TableId,
+    pub partition: Partition,
+    pub rows: Vec<(ByteBuf, RowHash)>,
+}
+
+/// The hash of a stored row, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowHash(#[serde(with = "serde_bytes")] pub [u8; 16]);
+
+/// Work that the sender has done for all replicas: entries with these keys may be taken off the queue, unless they were queued
+/// again within the last minute (new work under the same name). Keys as in `storage::tables::queue`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkDone {
+    pub keys: Vec<ByteBuf>,
+}
+
+message!(ReadTotals => Totals, 60, Small, epoch: true);
+message!(ReadLeaves => LeavesReply, 61, Small, epoch: true);
+message!(SyncRows => SyncRowsReply, 62, Bulk, epoch: true);
+message!(HaveBlocks => HaveBlocksReply, 63, Small, epoch: true);
+message!(HoldTombstones => HoldTombstonesReply, 64, Small, epoch: true);
+message!(CollectTombstones => (), 65, Small, epoch: true);
+message!(WorkDone => (), 66, Small, epoch: true);
