@@ -288,7 +288,7 @@ pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()
         rpc_public_addr: config.rpc_public_addr.clone(),
         bootstrap: config.bootstrap_peers.clone(),
         hostname: hostname(),
-        settings: Settings::default(),
+        settings: config.workers.clone(),
         sabotage: Sabotage::default(),
         env: env.clone(),
     };

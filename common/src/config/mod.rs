@@ -13,12 +13,14 @@ mod peer;
 mod secret;
 pub mod size;
 mod storage;
+mod workers;
 
 pub use gateway::{CacheConfig, Compression, GatewayAdmin, GatewayConfig, LimitsConfig, S3ApiConfig};
 pub use keys::{Known, fields};
 pub use peer::{Peer, PeerError};
 pub use secret::{EnvVars, RpcSecret, Secret, SecretError, read_file as read_secret_file};
 pub use storage::{DataDir, StorageAdmin, StorageConfig};
+pub use workers::{MESSAGE_LIFETIME, WorkerSettings};
 
 use secret::Source;
 use serde::Deserialize;

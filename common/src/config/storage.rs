@@ -2,7 +2,8 @@
 
 use super::size::{de_option_size, de_size, format_size};
 use super::{
-    Check, ConfigError, File, Known, LogConfig, Peer, Problem, RpcSecret, Secret, Source, TraceConfig, load,
+    Check, ConfigError, File, Known, LogConfig, Peer, Problem, RpcSecret, Secret, Source, TraceConfig,
+    WorkerSettings, load,
     parse, peer, process_env,
 };
 use serde::{Deserialize, Deserializer};
@@ -47,6 +48,12 @@ pub struct StorageConfig {
     /// Health and metrics.
     #[serde(default)]
     pub admin: StorageAdmin,
+    /// Background work.
+    #[serde(default)]
+    pub workers: WorkerSettings,
+    /// Where metadata snapshots go; `snapshots` under `metadata_dir` if not given.
+    #[serde(default)]
+    pub metadata_snapshots_dir: Option<PathBuf>,
     /// Log lines.
     #[serde(default)]
     pub log: LogConfig,
@@ -167,10 +174,17 @@ impl StorageConfig {
             bootstrap_peers: Vec::new(),
             allow_world_readable_secrets: false,
             admin: StorageAdmin::default(),
+            workers: WorkerSettings::default(),
+            metadata_snapshots_dir: None,
             log: LogConfig::default(),
             trace: TraceConfig::default(),
             resolved_rpc_secret: Some(rpc_secret),
         }
+    }
+
+    /// Where metadata snapshots go.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.metadata_snapshots_dir.clone().unwrap_or_else(|| self.metadata_dir.join("snapshots"))
     }
 
     /// The cluster's secret.
@@ -217,6 +231,7 @@ impl File for StorageConfig {
         root.sections = vec![
             ("data_dir", Known::leaf::<DataDir>()),
             ("admin", Known::leaf::<StorageAdmin>()),
+            ("workers", Known::leaf::<WorkerSettings>()),
             ("log", Known::leaf::<LogConfig>()),
             ("trace", Known::leaf::<TraceConfig>()),
         ];
@@ -246,6 +261,7 @@ impl File for StorageConfig {
         if let Some(addr) = &self.admin.api_bind_addr {
             check.bind_addr("admin.api_bind_addr", addr);
         }
+        self.workers.check(check);
         self.log.check(check);
         self.trace.check(check);
         self.resolved_rpc_secret =

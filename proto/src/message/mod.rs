@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod membership;
+pub mod operate;
 pub mod sync;
 pub mod table;
 
