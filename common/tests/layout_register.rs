@@ -151,11 +151,13 @@ impl<'a> World<'a> {
     fn propose(&mut self, who: usize) {
         let view = self.views[who].clone();
         let members = &self.scene.memberships[self.draw.below(self.scene.memberships.len())];
-        let next = layout(&view.current, members, 10 + self.draw.next() % 1000);
-        let wanted = match (view.old.is_some(), self.draw.below(2)) {
-            (false, 0) => view.replace(next),
-            (false, _) => view.introduce(next),
-            (true, _) => view.synced().or_else(|_| view.finish()),
+        let next = layout(view.newest(), members, 10 + self.draw.next() % 1000);
+        let everyone = (0..self.scene.nodes).map(node).collect();
+        let wanted = match self.draw.below(4) {
+            0 if view.is_changing() => view.skip(&everyone).or_else(|_| view.next_phase()),
+            1 | 2 if view.is_changing() => view.next_phase(),
+            // Sooner or later the queue is full.
+            _ => view.apply(next).or_else(|_| view.next_phase()),
         };
         let random = self.draw.next();
         self.attempts[who] = Some(Proposer::new(view, wanted.unwrap(), random).unwrap());
@@ -313,7 +315,7 @@ fn nor_when_a_third_proposal_finds_one_of_two_that_exclude_each_other() {
 #[test]
 fn answers_to_an_earlier_round_do_not_count() {
     let start = started(&[0, 1, 2]);
-    let wanted = start.replace(layout(&start.current, &[0, 1, 2], 7)).unwrap();
+    let wanted = start.apply(layout(&start.current, &[0, 1, 2], 7)).unwrap();
     let mut proposer = Proposer::new(start, wanted, 1).unwrap();
     let promise = || PrepareReply::Promise { accepted: None };
     let first = proposer.ballot();
@@ -338,7 +340,7 @@ fn without_faults_the_first_of_two_operators_wins_and_the_second_is_told() {
     let start = started(&[0, 1, 2]);
     let mut registers: Vec<_> = (0..3).map(|_| LayoutRegister::new(start.clone())).collect();
     let apply = |registers: &mut Vec<LayoutRegister>, capacity: u64, random: u64| {
-        let wanted = start.replace(layout(&start.current, &[0, 1, 2], capacity)).unwrap();
+        let wanted = start.apply(layout(&start.current, &[0, 1, 2], capacity)).unwrap();
         let mut proposer = Proposer::new(start.clone(), wanted, random).unwrap();
         for (who, register) in registers.iter_mut().enumerate() {
             let reply = register.prepare(proposer.epoch(), proposer.ballot());
@@ -364,12 +366,12 @@ fn without_faults_the_first_of_two_operators_wins_and_the_second_is_told() {
 #[test]
 fn learning_adopts_newer_epochs_and_reports_what_cannot_be() {
     let first = started(&[0, 1, 2]);
-    let second = first.replace(layout(&first.current, &[0, 1], 9)).unwrap();
+    let second = first.apply(layout(&first.current, &[0, 1], 9)).unwrap();
     let mut register = LayoutRegister::new(nothing());
     assert!(register.learn(&second).unwrap());
     assert!(!register.learn(&first).unwrap());
     assert!(!register.learn(&second).unwrap());
-    let other = first.replace(layout(&first.current, &[0, 1], 8)).unwrap();
+    let other = first.apply(layout(&first.current, &[0, 1], 8)).unwrap();
     assert!(matches!(register.learn(&other), Err(LearnError::Conflict { epoch: 2, .. })));
     let roles = second.current.roles.clone();
     let elsewhere = compute(None, &roles, &PARAMETERS, 1).unwrap().0;

@@ -160,7 +160,7 @@ impl LayoutManager {
             return Err(ApplyError::UnknownNode { node: *node });
         }
         self.refuse_to_move_data(&before, &layout).await?;
-        let wanted = before.replace(layout)?;
+        let wanted = before.introduce(layout)?;
         let agreed = self.agree(&before, wanted).await?;
         self.teach(&before, &agreed).await;
         let mut rest = staged.clone();

@@ -92,14 +92,14 @@ impl Cluster {
         self.layout.load_full()
     }
 
-    /// Answers that make a write to one set of nodes.
-    pub fn write_quorum(&self, layout: &ActiveLayout) -> usize {
-        write_quorum(self.mode, layout.current.parameters.replication_factor)
+    /// Answers that make a write to a set of that many nodes. The sets of two layouts may differ in size.
+    pub fn write_quorum(&self, set: usize) -> usize {
+        write_quorum(self.mode, set)
     }
 
-    /// Answers that make a read.
-    pub fn read_quorum(&self, layout: &ActiveLayout) -> usize {
-        read_quorum(self.mode, layout.current.parameters.replication_factor)
+    /// Answers that make a read of a set of that many nodes.
+    pub fn read_quorum(&self, set: usize) -> usize {
+        read_quorum(self.mode, set)
     }
 
     /// Adopts `layout` if it is newer than the one in force. True if the one in force is now at least as new.

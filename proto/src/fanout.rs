@@ -138,8 +138,7 @@ pub async fn write<M: Message>(
     for tries in 1..=MAX_EPOCH_RETRIES {
         let layout = cluster.layout();
         let sets = layout.write_sets(layout.partition_of(&place)).map_err(|_| FanoutError::NoLayout)?;
-        let quorum = cluster.write_quorum(&layout);
-        let mut tracker = Tracker::new(&sets, quorum);
+        let mut tracker = Tracker::new(&sets, |size| cluster.write_quorum(size));
         let nodes: Vec<NodeId> = tracker.nodes().collect();
         let mut calls: FuturesUnordered<Call<M::Reply>> =
             nodes.iter().map(|node| start(cluster, layout.epoch, *node, &message, &body)).collect();
@@ -175,7 +174,8 @@ pub async fn write<M: Message>(
             return Err(FanoutError::Rejected { replies: rejected });
         }
         if !moves.again(tries).await {
-            return Err(FanoutError::NoQuorum { wanted: quorum, answered: accepted.len(), errors });
+            let wanted = tracker.wanted();
+            return Err(FanoutError::NoQuorum { wanted, answered: accepted.len(), errors });
         }
     }
     Err(FanoutError::LayoutMoving)
@@ -244,8 +244,8 @@ impl<M: Message> EarlyRead<M> {
         let layout = self.cluster.layout();
         let partition = layout.partition_of(&self.place);
         let mut nodes = layout.read_set(partition).map_err(|_| FanoutError::NoLayout)?;
-        let wanted = self.cluster.read_quorum(&layout);
-        let tracker = Tracker::new(&[nodes.clone()], wanted);
+        let wanted = self.cluster.read_quorum(nodes.len());
+        let tracker = Tracker::new(&[nodes.clone()], |_| wanted);
         self.cluster.order(&mut nodes);
         nodes.reverse();
         let mut round = Round {

@@ -105,7 +105,7 @@ fn layouts() -> (ActiveLayout, ActiveLayout) {
     let empty = ActiveLayout::empty(parameters, 4);
     let first = empty.replace(compute(None, &roles, &parameters, 4).unwrap().0).unwrap();
     let (second, _) = compute(Some(&first.current), &roles, &parameters, 4).unwrap();
-    let second = first.replace(second).unwrap();
+    let second = first.introduce(second).unwrap();
     (first, second)
 }
 

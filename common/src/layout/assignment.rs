@@ -78,6 +78,13 @@ impl Layout {
         Ok(copies.iter().filter_map(|&i| self.nodes.get(usize::from(i)).copied()).collect())
     }
 
+    /// Whether `node` is one of those that hold `partition`.
+    pub fn holds(&self, node: NodeId, partition: Partition) -> bool {
+        let copies = self.assignment.get(usize::from(partition.0));
+        let index = self.nodes.binary_search(&node).ok();
+        copies.zip(index).is_some_and(|(copies, index)| copies.contains(&(index as u16)))
+    }
+
     /// All nodes with a role, in order of id; some may hold no partition.
     pub fn storage_nodes(&self) -> &[NodeId] {
         &self.nodes

@@ -85,6 +85,10 @@ pub struct Proposer {
     stage: Stage,
 }
 
+fn tracker(acceptors: &Acceptors) -> Tracker {
+    Tracker::new(std::slice::from_ref(&acceptors.nodes), |_| acceptors.quorum)
+}
+
 impl Proposer {
     /// Proposes `wanted` for the epoch after `committed`. `random` must differ in every attempt of every
     /// proposer. *Prepare* is to be sent to all [`Proposer::nodes`] first.
@@ -95,7 +99,7 @@ impl Proposer {
             ballot: Ballot::ZERO.next(random),
             outbid: Ballot::ZERO,
             found: None,
-            tracker: Tracker::new(std::slice::from_ref(&acceptors.nodes), acceptors.quorum),
+            tracker: tracker(&acceptors),
             acceptors,
             value: wanted.clone(),
             committed,
@@ -142,7 +146,7 @@ impl Proposer {
     }
 
     fn reset_tracker(&mut self) {
-        self.tracker = Tracker::new(std::slice::from_ref(&self.acceptors.nodes), self.acceptors.quorum);
+        self.tracker = tracker(&self.acceptors);
     }
 
     /// Takes the answer of `node` to the *prepare* that carried `ballot`.
@@ -246,8 +250,7 @@ impl Proposer {
             return Step::Wait;
         }
         self.stage = Stage::Over;
-        let later = layout.epoch > self.wanted.epoch && layout.current == self.wanted.current;
-        let won = layout == self.wanted || later;
+        let won = layout.includes(&self.wanted);
         Step::Done { layout, won }
     }
 }

@@ -55,21 +55,27 @@ enum Answer {
     Failed,
 }
 
-/// Follows the answers of the nodes of one or several sets, each of which must give `quorum` of them.
+/// A set of nodes as indexes into all of them, and how many of it must answer well.
+#[derive(Clone, Debug)]
+struct Set {
+    members: Vec<usize>,
+    quorum: usize,
+}
+
+/// Follows the answers of the nodes of one or several sets, each of which must give its own quorum: sets
+/// of different size, as when the replication factor changes, want different numbers.
 /// A node in two sets counts in both.
 #[derive(Clone, Debug)]
 pub struct Tracker {
     /// All nodes, in the order first seen, with their answers.
     nodes: Vec<(NodeId, Answer)>,
-    /// Each set as indexes into `nodes`.
-    sets: Vec<Vec<usize>>,
-    quorum: usize,
+    sets: Vec<Set>,
 }
 
 impl Tracker {
-    /// A tracker with no answer yet. The order inside the sets is the caller's order of preference.
-    /// Without any set nothing can be reached.
-    pub fn new(sets: &[Vec<NodeId>], quorum: usize) -> Self {
+    /// A tracker with no answer yet; `quorum` gives the answers wanted of a set of that many nodes. The order
+    /// inside the sets is the caller's order of preference. Without any set nothing can be reached.
+    pub fn new(sets: &[Vec<NodeId>], quorum: impl Fn(usize) -> usize) -> Self {
         let mut nodes: Vec<(NodeId, Answer)> = Vec::new();
         let mut indexed = Vec::with_capacity(sets.len());
         for set in sets {
@@ -83,9 +89,9 @@ impl Tracker {
                     members.push(index);
                 }
             }
-            indexed.push(members);
+            indexed.push(Set { quorum: quorum(set.len()), members });
         }
-        Self { nodes, sets: indexed, quorum }
+        Self { nodes, sets: indexed }
     }
 
     /// Notes that `node` did what was asked. Wins over an earlier failure (a retry that worked). False
@@ -107,8 +113,8 @@ impl Tracker {
         true
     }
 
-    fn count(&self, set: &[usize], answer: Answer) -> usize {
-        set.iter().filter(|&&index| self.nodes[index].1 == answer).count()
+    fn count(&self, set: &Set, answer: Answer) -> usize {
+        set.members.iter().filter(|&&index| self.nodes[index].1 == answer).count()
     }
 
     /// How things stand.
@@ -118,10 +124,10 @@ impl Tracker {
         }
         let mut state = QuorumState::Reached;
         for set in &self.sets {
-            if set.len() - self.count(set, Answer::Failed) < self.quorum {
+            if set.members.len() - self.count(set, Answer::Failed) < set.quorum {
                 return QuorumState::Impossible;
             }
-            if self.count(set, Answer::Ok) < self.quorum {
+            if self.count(set, Answer::Ok) < set.quorum {
                 state = QuorumState::Pending;
             }
         }
@@ -134,11 +140,11 @@ impl Tracker {
         if self.state() != QuorumState::Pending {
             return Vec::new();
         }
-        let short: Vec<&Vec<usize>> =
-            self.sets.iter().filter(|set| self.count(set, Answer::Ok) < self.quorum).collect();
+        let short: Vec<&Set> =
+            self.sets.iter().filter(|set| self.count(set, Answer::Ok) < set.quorum).collect();
         let mut useful: Vec<(usize, NodeId)> = Vec::new();
         for (index, (node, answer)) in self.nodes.iter().enumerate() {
-            let serves = short.iter().filter(|set| set.contains(&index)).count();
+            let serves = short.iter().filter(|set| set.members.contains(&index)).count();
             if *answer == Answer::None && serves > 0 {
                 useful.push((serves, *node));
             }
@@ -162,9 +168,9 @@ impl Tracker {
         self.nodes.iter().filter(|(_, answer)| *answer == Answer::Failed).map(|(node, _)| *node)
     }
 
-    /// The answers each set must give.
-    pub fn quorum(&self) -> usize {
-        self.quorum
+    /// The most answers that one of the sets must give.
+    pub fn wanted(&self) -> usize {
+        self.sets.iter().map(|set| set.quorum).max().unwrap_or(0)
     }
 }
 
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn both_sets_must_give_their_quorum_and_shared_nodes_count_twice() {
         let mut tracker =
-            Tracker::new(&[vec![node(1), node(2), node(3)], vec![node(2), node(3), node(4)]], 2);
+            Tracker::new(&[vec![node(1), node(2), node(3)], vec![node(2), node(3), node(4)]], |_| 2);
         assert_eq!(tracker.missing(), [2, 3, 1, 4].map(node));
         assert!(tracker.ok(node(2)));
         assert!(tracker.ok(node(1)));
@@ -206,8 +212,8 @@ mod tests {
 
     #[test]
     fn nothing_is_reached_without_a_set_or_with_too_small_a_set() {
-        assert_eq!(Tracker::new(&[], 1).state(), QuorumState::Impossible);
-        assert_eq!(Tracker::new(&[vec![node(1), node(1)]], 2).state(), QuorumState::Impossible);
+        assert_eq!(Tracker::new(&[], |_| 1).state(), QuorumState::Impossible);
+        assert_eq!(Tracker::new(&[vec![node(1), node(1)]], |_| 2).state(), QuorumState::Impossible);
     }
 
     proptest! {
@@ -215,17 +221,18 @@ mod tests {
         #[test]
         fn the_state_is_the_definition(
             sets in prop::collection::vec(prop::collection::btree_set(0u8..6, 1..5), 1..3),
-            quorum in 1usize..4,
+            quorums in prop::collection::vec(1usize..4, 5),
             events in prop::collection::vec((0u8..6, any::<bool>()), 0..12),
         ) {
             let ids: Vec<Vec<NodeId>> = sets.iter().map(|s| s.iter().map(|&i| node(i)).collect()).collect();
-            let mut tracker = Tracker::new(&ids, quorum);
+            // By the size of the set, as everywhere.
+            let mut tracker = Tracker::new(&ids, |size| quorums[size]);
             let (mut ok, mut failed) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
             for (who, good) in events {
                 if good { tracker.ok(node(who)); ok.insert(who); failed.remove(&who); }
                 else { tracker.fail(node(who)); if !ok.contains(&who) { failed.insert(who); } }
-                let possible = sets.iter().all(|s| s.difference(&failed).count() >= quorum);
-                let reached = sets.iter().all(|s| s.intersection(&ok).count() >= quorum);
+                let possible = sets.iter().all(|s| s.difference(&failed).count() >= quorums[s.len()]);
+                let reached = sets.iter().all(|s| s.intersection(&ok).count() >= quorums[s.len()]);
                 let expected = if reached { QuorumState::Reached }
                     else if possible { QuorumState::Pending } else { QuorumState::Impossible };
                 prop_assert_eq!(tracker.state(), expected);

@@ -73,7 +73,7 @@ impl Admin {
         let up: BTreeSet<NodeId> = known.iter().copied().filter(|node| self.is_up(*node)).collect();
         let storage = layout.storage_nodes();
         let storage_up = storage.iter().filter(|node| up.contains(node)).count();
-        let quorum = cluster.write_quorum(&layout).max(cluster.read_quorum(&layout));
+        let quorum = |size| cluster.write_quorum(size).max(cluster.read_quorum(size));
         let (mut with_quorum, mut whole) = (0, 0);
         let partitions = if layout.is_empty() { 0 } else { 1_usize << layout.current.bits };
         for partition in 0..partitions {
