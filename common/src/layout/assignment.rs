@@ -30,6 +30,9 @@ pub struct Layout {
     pub assignment: Vec<Vec<u16>>,
     /// Bytes that every partition may take before some node is full.
     pub partition_size: u64,
+    /// Drawn at random by whoever applies it, so that of two who apply the same at once only one finds that the
+    /// layout in force is theirs; 0 until then.
+    pub applied_by: u64,
 }
 
 impl Layout {
@@ -43,6 +46,7 @@ impl Layout {
             nodes: Vec::new(),
             assignment: Vec::new(),
             partition_size: 0,
+            applied_by: 0,
         }
     }
 
@@ -174,6 +178,8 @@ struct Wire {
     #[serde(with = "serde_bytes")]
     assignment: Vec<u8>,
     partition_size: u64,
+    #[serde(default)]
+    applied_by: u64,
 }
 
 /// Whether `nodes` nodes need two bytes for a number.
@@ -189,8 +195,8 @@ impl From<Layout> for Wire {
         } else {
             indexes.map(|&i| i as u8).collect()
         };
-        let Layout { version, bits, parameters, roles, partition_size, .. } = layout;
-        Self { version, bits, parameters, roles, assignment, partition_size }
+        let Layout { version, bits, parameters, roles, partition_size, applied_by, .. } = layout;
+        Self { version, bits, parameters, roles, assignment, partition_size, applied_by }
     }
 }
 
@@ -198,7 +204,7 @@ impl TryFrom<Wire> for Layout {
     type Error = InvalidLayout;
 
     fn try_from(wire: Wire) -> Result<Self, InvalidLayout> {
-        let Wire { version, bits, parameters, roles, assignment, partition_size } = wire;
+        let Wire { version, bits, parameters, roles, assignment, partition_size, applied_by } = wire;
         let nodes: Vec<NodeId> = roles.keys().copied().collect();
         let indexes: Vec<u16> = if is_wide(nodes.len()) {
             let (pairs, rest) = assignment.as_chunks::<2>();
@@ -211,7 +217,7 @@ impl TryFrom<Wire> for Layout {
         };
         let copies = parameters.replication_factor.max(1);
         let assignment = indexes.chunks(copies).map(<[u16]>::to_vec).collect();
-        let layout = Self { version, bits, parameters, roles, nodes, assignment, partition_size };
+        let layout = Self { version, bits, parameters, roles, nodes, assignment, partition_size, applied_by };
         layout.validate()?;
         Ok(layout)
     }

@@ -45,6 +45,7 @@ pub fn compute(
         nodes,
         assignment,
         partition_size,
+        applied_by: 0,
     };
     layout.validate()?;
     let explanation = Explanation::new(&layout, previous, &problem, &held);
