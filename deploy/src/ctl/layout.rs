@@ -1,24 +1,26 @@
 //! `hayloft layout`: stage changes, look at what they would do, apply them.
 
 use super::table::Table;
-use super::{Report, confirm, fields, resolve_node};
+use super::{Report, confirm, fields, progress, resolve_node};
 use crate::client::{Client, read};
 use clap::{Args, Subcommand};
-use hayloft_common::config::size::{human_size, parse_size};
+use hayloft_common::config::size::{human_size, parse_duration, parse_size};
 use hayloft_common::id::NodeId;
 use hayloft_proto::admin::{
-    AppliedLayout, ApplyClusterLayout, ClusterLayout, ClusterStatus, Endpoint, LayoutParameters,
-    LayoutPreview, NodeRole, RoleChange, UpdateClusterLayout, ZoneRedundancy,
+    AppliedLayout, AppliedState, ApplyClusterLayout, ClusterLayout, ClusterStatus, Endpoint,
+    LayoutParameters, LayoutPreview, NodeRole, RoleChange, SkipDeadNodes, SkippedDeadNodes,
+    UpdateClusterLayout, ZoneRedundancy,
 };
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// Commands about the layout.
 #[derive(Subcommand, Debug)]
 pub enum LayoutCommand {
     /// Stage a role for nodes: their zone, capacity and tags. What is left out stays as it is
     Assign(Assign),
-    /// Stage the removal of nodes; refused when applied while they hold data (this release can't move it yet)
+    /// Stage the removal of nodes: what they hold moves to the others when it is applied
     Remove {
         /// Ids of nodes, or unique beginnings of ids
         #[arg(required = true, value_name = "NODE")]
@@ -28,18 +30,36 @@ pub enum LayoutCommand {
     Config(Config),
     /// Show roles, staged changes, and what applying them would do
     Show,
-    /// Apply the staged changes; refused if that would move data that exists (this release can't do that yet)
+    /// Apply the staged changes: data starts to move, while reads and writes go on. During a change they queue
     Apply {
         /// Version that the new layout will have, as `hayloft layout show` tells: proof that you have seen what
         /// is replaced. Without it nothing is applied; the outcome is computed and shown
         #[arg(long, value_name = "N")]
         version: Option<u64>,
     },
-    /// Drop the staged changes
+    /// Drop the staged changes. What was applied is undone by staging the former roles and applying those
     Revert {
         /// Do it
         #[arg(long)]
         yes: bool,
+    },
+    /// Show the versions that are alive, and what a change under way waits for, node by node
+    History,
+    /// Wait until no change is under way and none is queued, showing progress
+    Wait {
+        /// Give up (with a failure) after this time, such as 30s or 2h; the change goes on
+        #[arg(long, value_parser = parse_timeout, value_name = "TIME")]
+        timeout: Option<Duration>,
+    },
+    /// Let a change go on without the nodes that can't be reached now and are not expected back
+    SkipDeadNodes {
+        /// Version that is being moved to, as `hayloft layout history` tells
+        #[arg(long, value_name = "N")]
+        version: u64,
+        /// Go on even if acknowledged writes may be lost: when so many copies of a partition are missing that the
+        /// others may not have seen every write
+        #[arg(long)]
+        allow_missing_data: bool,
     },
 }
 
@@ -78,12 +98,16 @@ pub struct Config {
     partition_bits: Option<u8>,
 }
 
-fn parse_capacity(text: &str) -> Result<u64, String> {
+pub(super) fn parse_capacity(text: &str) -> Result<u64, String> {
     match parse_size(text) {
         Ok(0) => Err("a node without space has no role: use `hayloft layout remove`".into()),
         Ok(size) => Ok(size),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
 }
 
 fn parse_redundancy(text: &str) -> Result<ZoneRedundancy, String> {
@@ -125,10 +149,18 @@ pub(super) async fn run(client: &Client, command: &LayoutCommand) -> anyhow::Res
             let layout: ClusterLayout = read(Endpoint::RevertClusterLayout, &json)?;
             Ok(Report::new(json, format!("No changes are staged; version {} stays.\n", layout.version)))
         }
+        LayoutCommand::History => progress::history(client).await,
+        LayoutCommand::Wait { timeout } => progress::wait(client, *timeout).await,
+        LayoutCommand::SkipDeadNodes { version, allow_missing_data } => {
+            let skip = SkipDeadNodes { version: *version, allow_missing_data: *allow_missing_data };
+            let json = client.post(Endpoint::ClusterLayoutSkipDeadNodes, &[], &skip).await?;
+            let skipped: SkippedDeadNodes = read(Endpoint::ClusterLayoutSkipDeadNodes, &json)?;
+            Ok(Report::new(json, lines(&skipped.message)))
+        }
     }
 }
 
-async fn get_layout(client: &Client) -> anyhow::Result<(Value, ClusterLayout)> {
+pub(super) async fn get_layout(client: &Client) -> anyhow::Result<(Value, ClusterLayout)> {
     let json = client.get(Endpoint::GetClusterLayout, &[]).await?;
     let layout = read(Endpoint::GetClusterLayout, &json)?;
     Ok((json, layout))
@@ -146,7 +178,7 @@ async fn known_nodes(client: &Client) -> anyhow::Result<(ClusterLayout, Vec<Node
 }
 
 /// The role that a node would have if the staged changes were applied.
-fn role_of(layout: &ClusterLayout, id: NodeId) -> Option<NodeRole> {
+pub(super) fn role_of(layout: &ClusterLayout, id: NodeId) -> Option<NodeRole> {
     let staged = layout.staged_role_changes.iter().rev().find(|change| change.id() == id);
     match staged {
         Some(RoleChange::Assign { role, .. }) => Some(role.clone()),
@@ -189,7 +221,7 @@ fn assignments(assign: &Assign, layout: &ClusterLayout, known: &[NodeId]) -> any
     Ok(changes)
 }
 
-async fn staged(client: &Client, update: &UpdateClusterLayout) -> anyhow::Result<Report> {
+pub(super) async fn staged(client: &Client, update: &UpdateClusterLayout) -> anyhow::Result<Report> {
     let json = client.post(Endpoint::UpdateClusterLayout, &[], update).await?;
     let layout: ClusterLayout = read(Endpoint::UpdateClusterLayout, &json)?;
     let text = show_staged(&layout)
@@ -218,11 +250,23 @@ async fn show_all(client: &Client) -> anyhow::Result<Report> {
     Ok(Report::new(json, text))
 }
 
-async fn apply(client: &Client, version: u64) -> anyhow::Result<Report> {
+pub(super) async fn apply(client: &Client, version: u64) -> anyhow::Result<Report> {
     let json = client.post(Endpoint::ApplyClusterLayout, &[], &ApplyClusterLayout { version }).await?;
     let applied: AppliedLayout = read(Endpoint::ApplyClusterLayout, &json)?;
-    let text = lines(&applied.message) + "\n" + &show_current(&applied.layout) + "\nThe layout is applied.\n";
+    let text = lines(&applied.message) + "\n" + &show_current(&applied.layout) + "\n" + outcome(&applied);
     Ok(Report::new(json, text))
+}
+
+fn outcome(applied: &AppliedLayout) -> &'static str {
+    match applied.state {
+        AppliedState::InForce => "The layout is applied.\n",
+        AppliedState::Moving => {
+            "The layout is applied and data moves to it, while reads and writes go on. To follow: hayloft layout wait\n"
+        }
+        AppliedState::Queued => {
+            "The layout is applied and follows when the change under way is over. To follow: hayloft layout wait\n"
+        }
+    }
 }
 
 async fn preview_only(client: &Client) -> anyhow::Result<Report> {
@@ -245,7 +289,7 @@ async fn preview_only(client: &Client) -> anyhow::Result<Report> {
     Ok(Report { json, text, refusal: Some(refusal) })
 }
 
-fn has_staged(layout: &ClusterLayout) -> bool {
+pub(super) fn has_staged(layout: &ClusterLayout) -> bool {
     !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some()
 }
 

@@ -5,6 +5,8 @@
 mod bucket;
 mod key;
 mod layout;
+mod node;
+mod progress;
 mod status;
 pub mod table;
 
@@ -85,6 +87,9 @@ pub enum Command {
     /// Decide where data lives: zones, capacities and the number of copies
     #[command(subcommand)]
     Layout(layout::LayoutCommand),
+    /// Replace a node by another
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Manage access keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -115,6 +120,7 @@ pub async fn run(client: &Client, command: &Command) -> anyhow::Result<Report> {
     match command {
         Command::Status => status::run(client).await,
         Command::Layout(command) => layout::run(client, command).await,
+        Command::Node(command) => node::run(client, command).await,
         Command::Key(command) => key::run(client, command).await,
         Command::Bucket(command) => bucket::run(client, command).await,
     }
@@ -172,6 +178,15 @@ async fn find_bucket(client: &Client, name: &str) -> anyhow::Result<(Value, Buck
     .with_context(|| format!("cannot find bucket `{name}`: see `hayloft bucket list`"))?;
     let bucket = read(endpoint, &value)?;
     Ok((value, bucket))
+}
+
+fn ago(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} min ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
 }
 
 /// Lines of `name: value`, aligned.

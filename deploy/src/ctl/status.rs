@@ -1,26 +1,22 @@
 //! `hayloft status`: nodes, roles and health.
 
+use super::progress::{get_history, one_line};
 use super::table::Table;
-use super::{Report, fields};
+use super::{Report, ago, fields};
 use crate::client::{Client, read};
 use hayloft_common::config::size::human_size;
-use hayloft_proto::admin::{ClusterHealth, ClusterStatus, Endpoint, HealthStatus, Node};
+use hayloft_proto::admin::{
+    ClusterHealth, ClusterLayoutHistory, ClusterStatus, Endpoint, HealthStatus, Node,
+};
 use std::fmt::Write as _;
 
 pub(super) async fn run(client: &Client) -> anyhow::Result<Report> {
     let json = client.get(Endpoint::GetClusterStatus, &[]).await?;
     let health = client.get(Endpoint::GetClusterHealth, &[]).await?;
-    let text = show(&read(Endpoint::GetClusterStatus, &json)?, &read(Endpoint::GetClusterHealth, &health)?);
+    let (_, history) = get_history(client).await?;
+    let status = read(Endpoint::GetClusterStatus, &json)?;
+    let text = show(&status, &read(Endpoint::GetClusterHealth, &health)?, &history);
     Ok(Report::new(json, text))
-}
-
-fn ago(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s ago"),
-        120..7200 => format!("{} min ago", seconds / 60),
-        7200..172_800 => format!("{} h ago", seconds / 3600),
-        _ => format!("{} days ago", seconds / 86_400),
-    }
 }
 
 fn state(node: &Node) -> String {
@@ -32,7 +28,7 @@ fn state(node: &Node) -> String {
     }
 }
 
-fn show(status: &ClusterStatus, health: &ClusterHealth) -> String {
+fn show(status: &ClusterStatus, health: &ClusterHealth, history: &ClusterLayoutHistory) -> String {
     let mut table =
         Table::new(&["ID", "Hostname", "Address", "Zone", ">Capacity", ">Free", "Tags", "State", "Version"]);
     for node in &status.nodes {
@@ -60,7 +56,7 @@ fn show(status: &ClusterStatus, health: &ClusterHealth) -> String {
         HealthStatus::Degraded => "degraded: everything works, but some storage nodes are down",
         HealthStatus::Unavailable => "UNAVAILABLE: some data has no quorum",
     };
-    text += &fields(&[
+    let mut pairs = vec![
         ("Health", word.to_owned()),
         ("Storage nodes", format!("{} of {} up", health.storage_nodes_up, health.storage_nodes)),
         (
@@ -71,7 +67,9 @@ fn show(status: &ClusterStatus, health: &ClusterHealth) -> String {
             ),
         ),
         ("Layout version", status.layout_version.to_string()),
-    ]);
+    ];
+    pairs.extend(one_line(history).map(|line| ("Layout change", line)));
+    text += &fields(&pairs);
     if status.layout_version == 0 {
         let hint = "No layout is applied: give each node a role with `hayloft layout assign`, then `hayloft layout apply`.";
         let _ = writeln!(text, "\n{hint}");
@@ -98,7 +96,12 @@ mod tests {
         ]});
         let health = json!({"status": "degraded", "knownNodes": 2, "connectedNodes": 1, "storageNodes": 2,
             "storageNodesUp": 1, "storageNodesOk": 1, "partitions": 256, "partitionsQuorum": 256, "partitionsAllOk": 3});
-        let text = show(&serde_json::from_value(status).unwrap(), &serde_json::from_value(health).unwrap());
+        let history = json!({"currentVersion": 1, "minAck": 0, "versions": [], "phase": "synced"});
+        let text = show(
+            &serde_json::from_value(status).unwrap(),
+            &serde_json::from_value(health).unwrap(),
+            &serde_json::from_value(history).unwrap(),
+        );
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[1],
@@ -110,6 +113,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Health:         degraded"), "{text}");
+        assert!(text.contains("Layout change:  moving from version 0 to 1: every copy is made"), "{text}");
         assert!(text.contains("256 in all, 256 with a quorum, 3 with every copy"), "{text}");
     }
 }

@@ -159,8 +159,24 @@ pub struct ApplyClusterLayout {
 pub struct AppliedLayout {
     pub message: Vec<String>,
     pub layout: ClusterLayout,
+    /// *Ours*: what became of it.
+    #[serde(default)]
+    pub state: AppliedState,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<LayoutStatistics>,
+}
+
+/// Where a layout stands right after it was applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AppliedState {
+    /// In force: there was nothing to move.
+    #[default]
+    InForce,
+    /// Data is moving to it.
+    Moving,
+    /// It follows when the changes before it are over.
+    Queued,
 }
 
 /// Answer of GetClusterLayoutHistory: which versions are alive, and what the change from one to the next waits for.
@@ -258,8 +274,9 @@ pub struct LayoutNodeProgress {
     pub epoch: Option<u64>,
     /// Whether it holds all that the current version gives it.
     pub synced: bool,
-    /// Copies of partitions that the current version gives it anew.
-    pub new_partitions: usize,
+    /// Partitions whose nodes the change alters and that the current version gives it: of each it has to make sure
+    /// that it lacks nothing.
+    pub partitions_to_sync: usize,
     /// Partitions of which it still lacks something; absent while it has not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions_left: Option<u64>,
