@@ -12,7 +12,9 @@ use crate::meta::fjall::{self, FjallEngine};
 use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
 use crate::observe::{self, Observer};
 use crate::serve::{BlockLocks, Node, NodeHandler, Sabotage};
+use crate::snapshot::{self, Snapshots};
 use crate::space::MetadataSpace;
+use crate::workers::verify::{Verification, Verify};
 use crate::workers::{Settings, Workers};
 use anyhow::Context as _;
 use hayloft_common::config::{DataDir, Peer, StorageConfig};
@@ -59,6 +61,8 @@ pub struct Parts {
     pub bootstrap: Vec<Peer>,
     pub hostname: String,
     pub settings: Settings,
+    /// Where copies of the metadata go, if it lies in files.
+    pub snapshots: Option<Arc<Snapshots>>,
     /// For the simulator; [`Sabotage::default`] else.
     pub sabotage: Sabotage,
 }
@@ -159,6 +163,8 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         plane: std::sync::OnceLock::new(),
         workers: Workers::default(),
         settings: parts.settings,
+        verification: Verification::default(),
+        snapshots: parts.snapshots,
         block_locks: BlockLocks::default(),
         sabotage: parts.sabotage,
     });
@@ -172,7 +178,13 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
 }
 
 /// Starts everything the node does by itself.
-fn start_workers(_node: &Arc<Node>) {}
+fn start_workers(node: &Arc<Node>) {
+    let workers = &node.workers;
+    workers.start(node, Verify);
+    if let (Some(snapshots), Some(interval)) = (node.snapshots.clone(), node.settings.snapshot_interval) {
+        workers.start(node, snapshot::Timed { snapshots, interval });
+    }
+}
 
 /// Looks at the free space of all disks every few seconds.
 fn watch_space(node: &Arc<Node>) {
@@ -289,6 +301,7 @@ pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()
         bootstrap: config.bootstrap_peers.clone(),
         hostname: hostname(),
         settings: config.workers.clone(),
+        snapshots: Some(Snapshots::new(config.snapshots_dir(), config.metadata_dir.join(IDENTITY_FILE))),
         sabotage: Sabotage::default(),
         env: env.clone(),
     };

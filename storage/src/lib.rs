@@ -11,6 +11,7 @@ pub mod limits;
 pub mod meta;
 pub mod observe;
 pub mod serve;
+pub mod snapshot;
 pub mod space;
 pub mod tables;
 pub mod workers;

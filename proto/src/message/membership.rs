@@ -2,7 +2,9 @@
 
 use super::message;
 use hayloft_common::id::NodeId;
-use hayloft_common::layout::{AcceptReply, ActiveLayout, Ballot, Partition, PrepareReply, StagedChanges};
+use hayloft_common::layout::{
+    AcceptReply, Acks, ActiveLayout, Ballot, Partition, PrepareReply, StagedChanges,
+};
 use serde::{Deserialize, Serialize};
 
 /// What is known of a storage node, passed on by gossip.
@@ -27,6 +29,9 @@ pub struct Exchange {
     /// Blake3 of the staged changes: they are sent back only if they differ.
     #[serde(with = "serde_bytes")]
     pub staged_digest: Vec<u8>,
+    /// How far the storage nodes are with the change of layout, as far as the sender knows.
+    #[serde(default)]
+    pub progress: Acks,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +46,9 @@ pub struct ExchangeReply {
     /// The replier's wall clock, in milliseconds since the epoch: the median of all is the cluster's time.
     #[serde(default)]
     pub wall_ms: u64,
+    /// As in [`Exchange`].
+    #[serde(default)]
+    pub progress: Acks,
 }
 
 /// Merges staged changes into the receiver's, durably, and answers with the merge.

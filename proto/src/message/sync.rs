@@ -19,13 +19,19 @@ pub struct RowSum {
 /// The fingerprints of whole partitions. Answered only after all writes of earlier epochs are done (a commit barrier).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadTotals {
+    /// At most [`MAX_TOTALS`].
     pub partitions: Vec<Partition>,
 }
 
-/// One for each table and partition asked for that holds rows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Partitions that one [`ReadTotals`] may name: reading their leaves then takes milliseconds.
+pub const MAX_TOTALS: usize = 64;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
+    /// One for each table and partition asked for that holds rows.
     pub totals: Vec<(TableId, Partition, RowSum)>,
+    /// Partitions that this node holds no complete copy of, or none: nothing is said of them.
+    pub refused: Vec<Partition>,
 }
 
 /// The fingerprints of the leaves of one table's partition; barrier as for [`ReadTotals`].
@@ -40,24 +46,33 @@ pub struct LeavesReply {
     pub leaves: Vec<(u16, RowSum)>,
 }
 
-/// Rows of some leaves that the asker lacks: those whose hash begins with none of `have`.
+/// Rows of some leaves, in a range of keys, that the asker lacks: those whose hash begins with none of `have`. Barrier as
+/// for [`ReadTotals`].
+///
+/// The asker walks its own rows in order of key and names some thousands of them at a time, so that both sides read
+/// their rows once, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncRows {
     pub table: TableId,
     pub partition: Partition,
-    /// In order; at most all 1,024.
+    /// At most all 1,024.
     pub leaves: Vec<u16>,
-    /// The first 8 bytes (little-endian) of the hashes of the asker's rows in those leaves, in order.
+    /// The first 8 bytes (little-endian) of the hashes of the asker's rows in those leaves and between those keys.
+    /// At most [`MAX_HAVE`].
     pub have: Vec<u64>,
-    /// Where to go on: a stored key, excluded rows before it.
+    /// Stored keys from this one on (`None`: from the first), up to `to` (excluded; `None`: to the last).
     pub from: Option<ByteBuf>,
+    pub to: Option<ByteBuf>,
 }
+
+/// Hashes that one [`SyncRows`] may name: 9 bytes each on the wire.
+pub const MAX_HAVE: usize = 16 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncRowsReply {
     /// Encoded rows with their details.
     pub rows: Vec<ByteBuf>,
-    /// The stored key to go on from; `None`: that was all.
+    /// The stored key to go on from; `None`: that was all of the range.
     pub next: Option<ByteBuf>,
 }
 
@@ -107,6 +122,19 @@ pub struct WorkDone {
     pub keys: Vec<ByteBuf>,
 }
 
+/// Whether pieces of work are queued on the node; keys as in `storage::tables::queue`. At most 1,000.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreQueued {
+    pub partition: Partition,
+    pub keys: Vec<ByteBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreQueuedReply {
+    /// One for each key, in order.
+    pub queued: Vec<bool>,
+}
+
 message!(ReadTotals => Totals, 60, Small, epoch: true);
 message!(ReadLeaves => LeavesReply, 61, Small, epoch: true);
 message!(SyncRows => SyncRowsReply, 62, Bulk, epoch: true);
@@ -114,3 +142,4 @@ message!(HaveBlocks => HaveBlocksReply, 63, Small, epoch: true);
 message!(HoldTombstones => HoldTombstonesReply, 64, Small, epoch: true);
 message!(CollectTombstones => (), 65, Small, epoch: true);
 message!(WorkDone => (), 66, Small, epoch: true);
+message!(AreQueued => AreQueuedReply, 67, Small, epoch: true);

@@ -14,6 +14,8 @@ use crate::layout_store::LayoutStore;
 use crate::meta::{Engine, MetaError};
 use crate::space::MetadataSpace;
 use crate::tables::{Tables, TablesError};
+use crate::snapshot::Snapshots;
+use crate::workers::verify::Verification;
 use crate::workers::{Settings, Workers};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +31,7 @@ use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReportBlock
 use hayloft_proto::message::membership::{
     AcceptLayout, Exchange, LearnLayout, PrepareLayout, ReadInventory, ReadStatus, StageChanges,
 };
+use hayloft_proto::message::sync::AreQueued;
 use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
 use hayloft_proto::message::{self, Head, Message};
 use hayloft_proto::server::{Handler, Incoming};
@@ -58,6 +61,9 @@ pub struct Node {
     pub plane: OnceLock<DataPlane>,
     pub workers: Workers,
     pub settings: Settings,
+    pub verification: Verification,
+    /// Where copies of the metadata go; none for a node without files.
+    pub snapshots: Option<Arc<Snapshots>>,
     /// Keep the bytes of a block from being deleted between their being put and their index entry being committed.
     pub block_locks: BlockLocks,
     pub sabotage: Sabotage,
@@ -152,6 +158,7 @@ impl Node {
             ReferBlocks::METHOD => self.refer_blocks(self.read_at(&call)?).await,
             GetBlock::METHOD => self.get_block(self.read(&call)?).await,
             ReportBlock::METHOD => self.report_block(self.read(&call)?).await,
+            AreQueued::METHOD => reply(&self.are_queued(&self.read(&call)?).await?),
             Exchange::METHOD => self.exchange(self.read(&call)?),
             StageChanges::METHOD => self.stage_changes(self.read(&call)?).await,
             PrepareLayout::METHOD => self.prepare_layout(self.read(&call)?).await,
@@ -189,7 +196,7 @@ impl Node {
     }
 
     /// Reads the engine where it may block.
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, RpcError> + Send + 'static,
     ) -> Result<T, RpcError> {
@@ -234,6 +241,7 @@ fn name_of(method: u16) -> &'static str {
         ReferBlocks,
         GetBlock,
         ReportBlock,
+        AreQueued,
         Exchange,
         StageChanges,
         PrepareLayout,

@@ -5,6 +5,7 @@
 //! the metadata engine, never in itself: it may be stopped between any two awaits.
 
 pub mod settings;
+pub mod verify;
 
 pub use settings::{MESSAGE_LIFETIME, Settings};
 
