@@ -6,6 +6,7 @@
 use crate::body::Body;
 use crate::client::{CallOptions, Pool};
 use crate::error::RpcError;
+use crate::message::membership::LearnLayout;
 use crate::message::{self, Class, Message};
 use crate::trace;
 use arc_swap::ArcSwap;
@@ -18,10 +19,14 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 /// How long a data call may take at most. Only reached when so many nodes are silent that no quorum is left.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// For telling a node our layout, and the shortest time between two such tellings.
+const TEACH_DEADLINE: Duration = Duration::from_secs(5);
+const TEACH_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest and shortest wait for a slow replica before another one is asked too.
 const HEDGE_MIN: Duration = Duration::from_millis(10);
 const HEDGE_MAX: Duration = Duration::from_millis(500);
@@ -57,6 +62,10 @@ pub struct Cluster {
     store: Arc<dyn LayoutStore>,
     /// Nodes that let a call wait beyond the hedge delay, and when; until they are heard of again.
     suspects: Mutex<BTreeMap<NodeId, Duration>>,
+    /// Nodes that seemed to be behind, and the epoch they were told of when.
+    taught: Mutex<BTreeMap<NodeId, (u64, Duration)>>,
+    /// The epoch in force.
+    epochs: watch::Sender<u64>,
 }
 
 impl Cluster {
@@ -73,9 +82,11 @@ impl Cluster {
             pool,
             zone,
             mode,
+            epochs: watch::Sender::new(layout.epoch),
             layout: ArcSwap::from_pointee(layout),
             store,
             suspects: Mutex::default(),
+            taught: Mutex::default(),
         })
     }
 
@@ -90,6 +101,11 @@ impl Cluster {
     /// The layout in force, as far as this node knows.
     pub fn layout(&self) -> Arc<ActiveLayout> {
         self.layout.load_full()
+    }
+
+    /// Tells of every epoch that is adopted here (the latest one at least).
+    pub fn epochs(&self) -> watch::Receiver<u64> {
+        self.epochs.subscribe()
     }
 
     /// Answers that make a write to a set of that many nodes. The sets of two layouts may differ in size.
@@ -113,7 +129,14 @@ impl Cluster {
         }
         let new = Arc::new(layout);
         self.layout.rcu(|old| if old.epoch < new.epoch { new.clone() } else { old.clone() });
-        tracing::info!(epoch = new.epoch, version = new.current.version, "layout adopted");
+        self.epochs.send_if_modified(|epoch| {
+            let newer = *epoch < new.epoch;
+            *epoch = new.epoch.max(*epoch);
+            newer
+        });
+        tracing::info!(
+            epoch = new.epoch, version = new.current.version, phase = ?new.phase, "layout adopted"
+        );
         true
     }
 
@@ -126,6 +149,28 @@ impl Cluster {
                 false
             }
         }
+    }
+
+    /// Tells `node`, which seems to be behind, the layout in force here; in the background, and not more often than
+    /// it can have an effect.
+    pub fn teach(self: &Arc<Self>, node: NodeId) {
+        let (layout, now) = (self.layout(), self.env.now());
+        let mut taught = self.taught.lock();
+        let lately = |(epoch, when): &(u64, Duration)| {
+            *epoch == layout.epoch && now.saturating_sub(*when) < TEACH_INTERVAL
+        };
+        if layout.is_empty() || taught.get(&node).is_some_and(lately) {
+            return;
+        }
+        taught.insert(node, (layout.epoch, now));
+        drop(taught);
+        let this = self.clone();
+        self.env.spawn("teach the layout", async move {
+            let learn = LearnLayout { layout: (*layout).clone() };
+            if let Err(error) = this.call(node, &learn, Body::empty(), TEACH_DEADLINE).await {
+                tracing::debug!(node = %node.short(), %error, "a node that is behind was not told the layout");
+            }
+        });
     }
 
     /// Calls one node, under the layout in force here.

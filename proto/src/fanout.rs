@@ -8,8 +8,8 @@
 //! - [`any`] wants one good answer: nearest replica first, the next when it fails, is bad, or is slow.
 //!
 //! All of them follow the layout: a node that knows a newer epoch refuses and sends its layout, which is learnt
-//! before the operation starts over; for one that is behind, it starts over after a pause if there is no quorum
-//! without it. Within one try the nodes asked, the epoch sent and the sets counted are of one layout. No operation
+//! before the operation starts over; one that is behind is told, and the operation starts over after a pause if there
+//! is no quorum without it. Within one try the nodes asked, the epoch sent and the sets counted are of one layout. No operation
 //! waits for a time-out while enough other nodes answer.
 
 use crate::body::Body;
@@ -97,16 +97,19 @@ fn start<M: Message>(
 struct Moves {
     /// A newer one is known now: this try is for nothing.
     newer: bool,
-    /// A node does not know ours yet; it has begun to ask for it.
+    /// A node does not know ours yet (it is being told), or is not ready for another reason.
     behind: bool,
 }
 
 impl Moves {
     /// Takes in an error; learns the layout that it may carry.
-    async fn note(&mut self, cluster: &Cluster, error: &RpcError) {
+    async fn note(&mut self, cluster: &Arc<Cluster>, node: NodeId, error: &RpcError) {
         match error {
             RpcError::StaleEpoch { layout } => self.newer |= cluster.learn_encoded(layout).await,
-            RpcError::Remote { code: RemoteCode::NotReady, .. } => self.behind = true,
+            RpcError::Remote { code: RemoteCode::NotReady, .. } => {
+                self.behind = true;
+                cluster.teach(node);
+            }
             _ => {}
         }
     }
@@ -155,7 +158,7 @@ pub async fn write<M: Message>(
                     rejected.push(reply);
                 }
                 Err(error) => {
-                    moves.note(cluster, &error).await;
+                    moves.note(cluster, node, &error).await;
                     tracker.fail(node);
                     errors.push((node, error));
                 }
@@ -286,7 +289,7 @@ impl<M: Message> EarlyRead<M> {
                         round.replies.push((node, reply));
                     }
                     Err(error) => {
-                        round.moves.note(&self.cluster, &error).await;
+                        round.moves.note(&self.cluster, node, &error).await;
                         round.tracker.fail(node);
                         round.errors.push((node, error));
                         ask_next(&self.cluster, &self.message, round);
@@ -440,7 +443,7 @@ async fn any_of<M: Message, T>(
             match result.and_then(|(reply, body)| check(&reply, body)) {
                 Ok(value) => return Ok(Found { value, bad }),
                 Err(error) => {
-                    moves.note(cluster, &error).await;
+                    moves.note(cluster, node, &error).await;
                     if error.is_bad_copy() {
                         bad.push(node);
                     }

@@ -1,7 +1,7 @@
 //! How peers talk: identity, TLS, greeting, framing, many calls on one connection, a pool of peers and
 //! the server side; and on top of them the messages, and calls to several nodes at once.
 //!
-//! The transport (everything but [`message`], [`cluster`], [`fanout`] and [`membership`]) knows nothing of
+//! The transport (everything but [`message`], [`cluster`], [`fanout`], [`agree`] and [`membership`]) knows nothing of
 //! message types: a call is a method number, a head and a body; so is its answer.
 //! Pure (bytes in, bytes out): [`frame`], [`conn`], [`hello`]. I/O around them: [`client`], [`server`].
 //!
@@ -13,6 +13,7 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 
 pub mod admin;
+pub mod agree;
 mod answerer;
 pub mod body;
 mod caller;

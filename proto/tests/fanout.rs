@@ -21,6 +21,7 @@ use hayloft_proto::cluster::{Cluster, NoLayoutStore};
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::fanout::{self, FanoutError, Verdict};
 use hayloft_proto::hello::{Member, Role};
+use hayloft_proto::message::membership::LearnLayout;
 use hayloft_proto::message::table::{
     ReadRow, ReadRowReply, RowOutcome, WriteMode, WriteRows, WriteRowsReply,
 };
@@ -49,6 +50,8 @@ struct Node {
     manner: Mutex<Manner>,
     /// Epochs of the calls that came.
     epochs: Mutex<Vec<u64>>,
+    /// Epochs of the layouts that it was taught.
+    taught: Mutex<Vec<u64>>,
 }
 
 impl Node {
@@ -65,6 +68,11 @@ fn not_ready() -> RpcError {
 impl Handler for Node {
     async fn handle(&self, call: Incoming) -> Result<(Bytes, Body), RpcError> {
         let (write, epoch) = match call.method {
+            LearnLayout::METHOD => {
+                let learn = decode_request::<LearnLayout>(&call.head).unwrap().message;
+                self.taught.lock().unwrap().push(learn.layout.epoch);
+                return Ok((encode(&()), Body::empty()));
+            }
             WriteRows::METHOD => (true, decode_request::<WriteRows>(&call.head).unwrap().epoch),
             _ => (false, decode_request::<ReadRow>(&call.head).unwrap().epoch),
         };
@@ -121,7 +129,11 @@ async fn cluster() -> (Arc<Cluster>, Vec<Arc<Node>>) {
     );
     let mut nodes = Vec::new();
     for n in 1..=3u8 {
-        let node = Arc::new(Node { manner: Mutex::new(Manner::Well), epochs: Mutex::default() });
+        let node = Arc::new(Node {
+            manner: Mutex::new(Manner::Well),
+            epochs: Mutex::default(),
+            taught: Mutex::default(),
+        });
         let (id, addr) = (NodeId([n; 32]), format!("n{n}"));
         let listener = env.net.listen(&addr).await.unwrap();
         let member = Member::new(secret(1), Role::Storage);
@@ -188,6 +200,11 @@ async fn nodes_that_are_behind_are_given_a_moment() {
     let all = |manner: &Manner| nodes.iter().for_each(|node| node.set(manner.clone()));
     all(&Manner::Behind(3));
     assert!(soon(write(&cluster)).await.is_ok());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for node in &nodes {
+        // In three tries within 70 ms, once.
+        assert_eq!(*node.taught.lock().unwrap(), [1]);
+    }
     all(&Manner::Behind(3));
     assert_eq!(soon(read(&cluster)).await.unwrap(), 2);
     all(&Manner::Behind(usize::MAX));
