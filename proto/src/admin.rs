@@ -5,9 +5,11 @@
 //! directions, so that old and new programs understand each other. Dates are RFC 3339 texts, sizes bytes.
 
 mod layout;
+mod operate;
 
 use hayloft_common::id::{BucketId, NodeId};
 pub use layout::*;
+pub use operate::*;
 use serde::{Deserialize, Serialize};
 
 macro_rules! endpoints {
@@ -39,10 +41,12 @@ endpoints! {
     GetClusterStatus GET,
     GetClusterHealth GET,
     GetClusterLayout GET,
+    GetClusterLayoutHistory GET,
     UpdateClusterLayout POST,
     PreviewClusterLayoutChanges POST,
     ApplyClusterLayout POST,
     RevertClusterLayout POST,
+    ClusterLayoutSkipDeadNodes POST,
     ListKeys GET,
     GetKeyInfo GET,
     CreateKey POST,
@@ -52,11 +56,23 @@ endpoints! {
     ListBuckets GET,
     GetBucketInfo GET,
     CreateBucket POST,
+    UpdateBucket POST,
     DeleteBucket POST,
     AddBucketAlias POST,
     RemoveBucketAlias POST,
     AllowBucketKey POST,
     DenyBucketKey POST,
+    LaunchRepairOperation POST,
+    ListWorkers POST,
+    GetWorkerInfo POST,
+    GetWorkerVariable POST,
+    SetWorkerVariable POST,
+    ListBlockErrors GET,
+    GetBlockInfo POST,
+    RetryBlockResync POST,
+    PurgeBlocks POST,
+    CreateMetadataSnapshot POST,
+    GetVerification GET,
 }
 
 impl Endpoint {
@@ -298,7 +314,7 @@ pub struct LocalAlias {
     pub alias: String,
 }
 
-/// Answer of GetBucketInfo, CreateBucket, the alias endpoints and the right endpoints.
+/// Answer of GetBucketInfo, CreateBucket, UpdateBucket, the alias endpoints and the right endpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BucketInfo {
@@ -316,6 +332,9 @@ pub struct BucketInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle_rules: Option<Vec<serde_json::Value>>,
     pub quotas: Quotas,
+    /// *Ours*: what one read has shown, every later one shows too.
+    #[serde(default)]
+    pub monotonic_reads: bool,
     pub objects: u64,
     pub bytes: u64,
     pub unfinished_uploads: u64,
@@ -372,6 +391,21 @@ pub struct CreateBucketLocalAlias {
     pub alias: String,
     #[serde(default)]
     pub allow: BucketPermissions,
+}
+
+/// Request of UpdateBucket, which takes `?id=`; what is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateBucket {
+    /// Of other programs of this field; refused as long as there are no websites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub website_access: Option<serde_json::Value>,
+    /// Of other programs of this field; refused as long as there are no quotas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quotas: Option<serde_json::Value>,
+    /// *Ours*.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monotonic_reads: Option<bool>,
 }
 
 /// Request of AddBucketAlias and RemoveBucketAlias: `globalAlias`, or `accessKeyId` and `localAlias`.

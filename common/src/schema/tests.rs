@@ -75,13 +75,15 @@ fn manifest() -> impl Strategy<Value = ManifestRow> {
 fn upload() -> impl Strategy<Value = UploadRow> {
     let open = (0u8..3)
         .prop_map(|n| UploadState::Open { headers: vec![("a".into(), n.to_string())], checksum: None });
-    (0u64..3, prop_oneof![open, Just(UploadState::Closed)]).prop_map(|(created_ms, state)| UploadRow {
+    let state = prop_oneof![open, Just(UploadState::Closed)];
+    (0u64..3, state, proptest::option::of(stamp())).prop_map(|(created_ms, state, completed)| UploadRow {
         bucket: BucketId([1; 16]),
         shard: 0,
         key: "k".into(),
         upload: UploadId([2; 16]),
         created_ms,
         state,
+        completed,
     })
 }
 
@@ -124,14 +126,17 @@ fn alias() -> impl Strategy<Value = AliasRow> {
 }
 
 fn bucket() -> impl Strategy<Value = BucketRow> {
-    (0u64..3, any::<bool>(), proptest::collection::btree_map("[ab]", (stamp(), any::<bool>()), 0..3))
-        .prop_map(|(created_ms, deleted, aliases)| BucketRow {
+    let aliases = proptest::collection::btree_map("[ab]", (stamp(), any::<bool>()), 0..3);
+    (0u64..3, any::<bool>(), aliases, (stamp(), any::<bool>())).prop_map(
+        |(created_ms, deleted, aliases, (s, on))| BucketRow {
             id: BucketId([1; 16]),
             created_ms,
             index_shards: 1,
             deleted,
             aliases: aliases.into_iter().map(|(k, (s, v))| (k, Lww::new(s, v))).collect(),
-        })
+            monotonic_reads: Lww::new(s, on),
+        },
+    )
 }
 
 fn key() -> impl Strategy<Value = KeyRow> {

@@ -20,6 +20,10 @@ pub struct UploadRow {
     /// When it was begun, in milliseconds by the writer's wall clock.
     pub created_ms: u64,
     pub state: UploadState,
+    /// The stamp of the object's row that went with the closing, in one transaction: a complete that got no answer may
+    /// have left both on few nodes. `None`: open, or aborted. Later than the other fields of format 1.
+    #[serde(default)]
+    pub completed: Option<Stamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +60,7 @@ impl Row for UploadRow {
         if other.state == UploadState::Closed {
             self.state = UploadState::Closed;
         }
+        self.completed = self.completed.max(other.completed);
         // Written once by one gateway; the rule only keeps the merge a merge for any input.
         self.created_ms = self.created_ms.max(other.created_ms);
         if let (
@@ -79,6 +84,7 @@ impl Row for UploadRow {
 
     fn validate(&self) -> Result<(), RowError> {
         rule(Self::TABLE, !self.key.is_empty() && self.key.len() <= limits::MAX_OBJECT_KEY, "key length")?;
-        rule(Self::TABLE, self.shard < limits::MAX_INDEX_SHARDS, "index shard")
+        rule(Self::TABLE, self.shard < limits::MAX_INDEX_SHARDS, "index shard")?;
+        rule(Self::TABLE, self.completed.is_none_or(|stamp| stamp.is_valid()), "stamp too far in the future")
     }
 }

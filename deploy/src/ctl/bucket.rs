@@ -3,11 +3,11 @@
 use super::table::Table;
 use super::{Report, confirm, fields, find_bucket, find_key, rights};
 use crate::client::{Client, read};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use hayloft_common::config::size::human_size;
 use hayloft_proto::admin::{
     Alias, BucketAlias, BucketInfo, BucketKeyPermissions, BucketListItem, BucketPermissions, CreateBucket,
-    Endpoint,
+    Endpoint, UpdateBucket,
 };
 use serde_json::json;
 
@@ -52,10 +52,30 @@ pub enum BucketCommand {
         #[arg(long, value_name = "KEY")]
         local: Option<String>,
     },
+    /// Make what one read of a bucket has shown be shown by every later one
+    #[command(long_about = "Make what one read of a bucket has shown be shown by every later one.\n\n\
+        Off by default: a read shows every write that was answered before it began, but a write that failed, or is \
+        still under way, may be seen by one read and missed by the next. On: a read on whose result the nodes differ \
+        first makes it last on a write quorum, which costs a round trip, and fails when that can't be done. With an \
+        even number of copies, or while the layout changes, every read costs it. Every gateway follows within a \
+        minute.")]
+    SetMonotonicReads {
+        /// Name or id of the bucket
+        bucket: String,
+        /// Whether they are on
+        switch: Switch,
+    },
     /// Give a key rights on a bucket
     Allow(Rights),
     /// Take rights on a bucket from a key
     Deny(Rights),
+}
+
+/// On or off.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// Rights of a key on a bucket.
@@ -115,6 +135,15 @@ pub(super) async fn run(client: &Client, command: &BucketCommand) -> anyhow::Res
                 Some(key) => local_bucket(client, key, name).await?,
             };
             alias(client, Endpoint::RemoveBucketAlias, &info, name, local.as_deref()).await
+        }
+        BucketCommand::SetMonotonicReads { bucket, switch } => {
+            let (_, info) = find_bucket(client, bucket).await?;
+            let id = info.id.to_string();
+            let body =
+                UpdateBucket { monotonic_reads: Some(*switch == Switch::On), ..UpdateBucket::default() };
+            let json = client.post(Endpoint::UpdateBucket, &[("id", &id)], &body).await?;
+            let bucket = read(Endpoint::UpdateBucket, &json)?;
+            Ok(Report::new(json, show(&bucket)))
         }
         BucketCommand::Allow(rights) => permit(client, Endpoint::AllowBucketKey, rights).await,
         BucketCommand::Deny(rights) => permit(client, Endpoint::DenyBucketKey, rights).await,
@@ -204,6 +233,7 @@ fn show(bucket: &BucketInfo) -> String {
         ),
         ("Website", if bucket.website_access { "yes" } else { "no" }.into()),
         ("Most bytes", quota(bucket.quotas.max_size, human_size)),
+        ("Monotonic reads", if bucket.monotonic_reads { "on" } else { "off" }.into()),
         ("Most objects", quota(bucket.quotas.max_objects, |value| value.to_string())),
     ]);
     if bucket.keys.is_empty() {
@@ -233,6 +263,7 @@ mod tests {
                 {"accessKeyId": "GK1", "name": "app", "bucketLocalAliases": ["pics"],
                  "permissions": {"read": true, "write": true, "owner": false}}],
             "websiteAccess": false, "quotas": {"maxSize": 1000, "maxObjects": null}, "objects": 2, "bytes": 1500,
+            "monotonicReads": true,
             "unfinishedUploads": 0, "unfinishedMultipartUploads": 0, "unfinishedMultipartUploadParts": 0,
             "unfinishedMultipartUploadBytes": 0,
         });
@@ -240,6 +271,7 @@ mod tests {
         assert!(text.contains("Size:               1.5 kB (1500 bytes)\n"), "{text}");
         assert!(text.contains("Most bytes:         1.0 kB\n"), "{text}");
         assert!(text.contains("Most objects:       none\n"), "{text}");
+        assert!(text.contains("Monotonic reads:    on\n"), "{text}");
         assert!(text.contains("RW-     GK1  app   pics\n"), "{text}");
     }
 
