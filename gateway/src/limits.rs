@@ -18,6 +18,19 @@ pub const MAX_OUTDATED_TRIES: usize = 12;
 pub const MEMORY_WAIT: Duration = Duration::from_secs(20);
 /// An upload of blocks renews its references this often, so that storage nodes never take it for abandoned.
 pub const HEARTBEAT: Duration = Duration::from_mins(5);
+/// After a renewal that failed the next one is tried so much later.
+pub const HEARTBEAT_RETRY: Duration = Duration::from_secs(30);
+/// An upload whose references could not be renewed for so long is given up.
+pub const RENEWAL_MAX_AGE: Duration = Duration::from_mins(15);
+/// No version is committed whose references were written or renewed longer ago. Storage nodes ask after references
+/// that are older than an hour by their own clocks; the rest is for clocks that run differently and calls on their way.
+pub const COMMIT_MAX_AGE: Duration = Duration::from_mins(30);
+/// A merge is not written back when its read began longer ago: tombstones that were not there yet may have been
+/// collected, and it would bring back the rows that they removed.
+pub const REPAIR_MAX_AGE: Duration = Duration::from_secs(30);
+/// Rows, and bytes of rows (about), of one write-back.
+pub const WRITE_BACK_ROWS: usize = 500;
+pub const WRITE_BACK_BYTES: usize = 512 << 10;
 /// References in one message.
 pub const REFER_BATCH: usize = 1024;
 /// Calls to different partitions under way at once, of one operation on many rows, references or prefixes.
@@ -34,6 +47,8 @@ pub const CONTROL_REFRESH_BATCH: usize = 64;
 pub const PART_MEMORY_BLOCKS: usize = 64 << 10;
 
 const _: () = assert!(DIGEST_QUEUE >= 1 && PUT_BLOCKS_IN_FLIGHT >= 1 && GET_BLOCKS_AHEAD >= 1);
+const _: () = assert!(HEARTBEAT.as_secs() + HEARTBEAT_RETRY.as_secs() < RENEWAL_MAX_AGE.as_secs());
+const _: () = assert!(RENEWAL_MAX_AGE.as_secs() < COMMIT_MAX_AGE.as_secs());
 const _: () = assert!(PART_MEMORY_BLOCKS >= MAX_ROW_BLOCKS);
 
 /// What the domain layer reads of the configuration.

@@ -171,6 +171,11 @@ impl RpcError {
         Self::Unreachable { sent: true, reason: reason.into() }
     }
 
+    /// Whether the peer says that a precondition does not hold.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Remote { code: RemoteCode::Conflict, .. })
+    }
+
     /// Whether the same call may succeed at another replica, or here later. ([`Self::StaleEpoch`] is not:
     /// the caller has to take the newer layout first.)
     pub fn is_retryable(&self) -> bool {

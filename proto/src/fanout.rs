@@ -127,6 +127,8 @@ impl Moves {
 /// Sends `message` (with `body`, unless empty) to every node of the write sets of `place`, and returns the replies
 /// that were there when a quorum of each set had accepted.
 ///
+/// A conflict at any node that answers before there is a quorum is a conflict of the whole.
+///
 /// Once a node has refused, the caller has to try again above it anyway: nodes that are silent then are not waited for.
 ///
 /// Dropping the future stops calls that are under way; nodes already asked may have written.
@@ -160,7 +162,12 @@ pub async fn write<M: Message>(
                 Err(error) => {
                     moves.note(cluster, node, &error).await;
                     tracker.fail(node);
+                    let conflict = error.is_conflict();
                     errors.push((node, error));
+                    if conflict {
+                        let wanted = tracker.wanted();
+                        return Err(FanoutError::NoQuorum { wanted, answered: accepted.len(), errors });
+                    }
                 }
             }
             match tracker.state() {

@@ -8,7 +8,7 @@ use hayloft_common::id::BucketId;
 use hayloft_common::schema::{BucketRow, KeyId, Permissions};
 use hayloft_proto::admin::{
     Alias, BucketAlias, BucketInfo, BucketKey, BucketKeyPermissions, BucketListItem, BucketPermissions,
-    CreateBucket, LocalAlias, Quotas,
+    CreateBucket, LocalAlias, Quotas, UpdateBucket,
 };
 
 fn rights(given: BucketPermissions) -> Permissions {
@@ -90,6 +90,7 @@ impl Admin {
             cors_rules: None,
             lifecycle_rules: None,
             quotas: Quotas::default(),
+            monotonic_reads: row.monotonic_reads.value,
             objects: counters.objects,
             bytes: counters.bytes,
             unfinished_uploads: counters.uploads,
@@ -112,6 +113,21 @@ impl Admin {
         };
         let row = self.gateway.create_bucket(new).await?;
         self.shown_bucket(row.id).await
+    }
+
+    pub(super) async fn update_bucket(
+        &self,
+        id: &str,
+        request: UpdateBucket,
+    ) -> Result<BucketInfo, AdminError> {
+        let id = bucket_id(id)?;
+        if request.website_access.is_some() || request.quotas.is_some() {
+            return Err(AdminError::bad("`websiteAccess` and `quotas` can't be set: only `monotonicReads`"));
+        }
+        if let Some(on) = request.monotonic_reads {
+            self.gateway.set_monotonic_reads(id, on).await?;
+        }
+        self.shown_bucket(id).await
     }
 
     pub(super) async fn delete_bucket(&self, id: &str) -> Result<(), AdminError> {

@@ -5,8 +5,10 @@
 
 mod buckets;
 mod cluster;
+mod history;
 mod keys;
 mod layout;
+mod operate;
 
 use crate::domain::{DomainError, Gateway};
 use crate::http::body::{RequestBody, ResponseBody};
@@ -20,6 +22,7 @@ use futures::StreamExt as _;
 use hayloft_common::config::Secret;
 use hayloft_common::telemetry::metric::{CONTENT_TYPE, Metrics};
 use hayloft_proto::admin::{Endpoint, ErrorBody};
+use hayloft_proto::agree::AgreeError;
 use hayloft_proto::membership::Membership;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::Serialize;
@@ -89,12 +92,23 @@ impl From<ApplyError> for AdminError {
     fn from(error: ApplyError) -> Self {
         use ApplyError as E;
         let (status, code) = match &error {
-            E::WrongVersion { .. } | E::Conflict { .. } => (StatusCode::CONFLICT, "LayoutConflict"),
-            E::WouldMoveData { .. } => (StatusCode::NOT_IMPLEMENTED, "NotImplemented"),
-            E::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
-            E::NothingStaged | E::Layout(_) | E::Invalid(_) | E::UnknownNode { .. } | E::BadRequest(_) => {
-                (StatusCode::BAD_REQUEST, "InvalidLayout")
+            E::WrongVersion { .. }
+            | E::Conflict { .. }
+            | E::OtherChange { .. }
+            | E::Agree(AgreeError::Conflict { .. } | AgreeError::Contended) => {
+                (StatusCode::CONFLICT, "LayoutConflict")
             }
+            E::Unreachable { .. } | E::Agree(AgreeError::Unreachable { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable")
+            }
+            E::DataAtRisk { .. } => (StatusCode::BAD_REQUEST, "DataAtRisk"),
+            E::NothingUnderWay | E::NobodyDead { .. } => (StatusCode::BAD_REQUEST, "NothingToSkip"),
+            E::NothingStaged
+            | E::Layout(_)
+            | E::Invalid(_)
+            | E::UnknownNode { .. }
+            | E::Agree(AgreeError::Invalid(_) | AgreeError::Refused { .. })
+            | E::BadRequest(_) => (StatusCode::BAD_REQUEST, "InvalidLayout"),
         };
         Self::new(status, code, error.to_string())
     }
@@ -185,10 +199,12 @@ impl Admin {
             Endpoint::GetClusterStatus => json(&self.cluster_status().await?),
             Endpoint::GetClusterHealth => json(&self.cluster_health()),
             Endpoint::GetClusterLayout => json(&self.cluster_layout().await?),
+            Endpoint::GetClusterLayoutHistory => json(&self.layout_history().await?),
             Endpoint::UpdateClusterLayout => json(&self.update_layout(call.json()?).await?),
             Endpoint::PreviewClusterLayoutChanges => json(&self.preview_layout().await?),
             Endpoint::ApplyClusterLayout => json(&self.apply_layout(call.json()?).await?),
             Endpoint::RevertClusterLayout => json(&self.revert_layout().await?),
+            Endpoint::ClusterLayoutSkipDeadNodes => json(&self.skip_dead_nodes(call.json()?).await?),
             Endpoint::ListKeys => json(&self.list_keys(call).await?),
             Endpoint::GetKeyInfo => json(&self.key_info(call).await?),
             Endpoint::CreateKey => json(&self.create_key(call.json()?).await?),
@@ -198,11 +214,23 @@ impl Admin {
             Endpoint::ListBuckets => json(&self.list_buckets(call).await?),
             Endpoint::GetBucketInfo => json(&self.bucket_info(call).await?),
             Endpoint::CreateBucket => json(&self.create_bucket(call.json()?).await?),
+            Endpoint::UpdateBucket => json(&self.update_bucket(call.need("id")?, call.json()?).await?),
             Endpoint::DeleteBucket => json(&self.delete_bucket(call.need("id")?).await?),
             Endpoint::AddBucketAlias => json(&self.add_alias(call.json()?).await?),
             Endpoint::RemoveBucketAlias => json(&self.remove_alias(call.json()?).await?),
             Endpoint::AllowBucketKey => json(&self.allow(call.json()?, true).await?),
             Endpoint::DenyBucketKey => json(&self.allow(call.json()?, false).await?),
+            Endpoint::LaunchRepairOperation => json(&self.launch_repair(call).await?),
+            Endpoint::ListWorkers => json(&self.list_workers(call).await?),
+            Endpoint::GetWorkerInfo => json(&self.worker_info(call).await?),
+            Endpoint::GetWorkerVariable => json(&self.worker_variables(call).await?),
+            Endpoint::SetWorkerVariable => json(&self.set_worker_variable(call).await?),
+            Endpoint::ListBlockErrors => json(&self.block_errors(call).await?),
+            Endpoint::GetBlockInfo => json(&self.block_info(call).await?),
+            Endpoint::RetryBlockResync => json(&self.retry_blocks(call).await?),
+            Endpoint::PurgeBlocks => json(&self.purge_blocks(call).await?),
+            Endpoint::CreateMetadataSnapshot => json(&self.snapshot(call).await?),
+            Endpoint::GetVerification => json(&self.verification(call).await?),
         }
     }
 

@@ -173,6 +173,7 @@ impl Gateway {
             index_shards: self.config.index_shards,
             deleted: false,
             aliases: LwwMap::new(),
+            monotonic_reads: Lww::default(),
         };
         self.write_merge(&row).await?;
         if let Some((key, permissions)) = &new.allow {
@@ -185,6 +186,15 @@ impl Gateway {
             self.add_global_alias(row.id, name).await?;
         }
         self.bucket_row(row.id).await
+    }
+
+    /// Turns monotonic reads of a bucket on or off; other gateways follow as their cached record ages. 2 R.
+    pub async fn set_monotonic_reads(&self, id: BucketId, on: bool) -> Result<BucketRow, DomainError> {
+        let mut row = self.bucket_row(id).await?;
+        row.monotonic_reads = Lww::new(self.clock.above(row.monotonic_reads.stamp), on);
+        self.write_merge(&row).await?;
+        self.buckets.put(self.env.now(), id, Arc::new(row.clone()));
+        Ok(row)
     }
 
     /// Deletes a bucket that holds no object, with all its names.

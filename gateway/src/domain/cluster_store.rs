@@ -1,16 +1,18 @@
 //! [`Store`] over the real storage nodes: each method one call of `proto::fanout`.
 
-use super::store::{EarlyRow, Store, StoreError, StoredRow, Wrote, place_of, place_of_block};
+use super::store::{EarlyRow, Replies, Store, StoreError, StoredRow, Wrote, place_of, place_of_block};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hayloft_common::block;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::NodeId;
+use hayloft_common::layout::{ActiveLayout, ConsistencyMode, write_quorum};
 use hayloft_common::stamp::Stamp;
 use hayloft_proto::body::Body;
 use hayloft_proto::cluster::{CALL_DEADLINE, Cluster};
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::fanout::{self, EarlyRead, FanoutError, Verdict};
+use hayloft_proto::message::Message;
 use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReferBlocksReply, ReportBlock};
 use hayloft_proto::message::table::{
     IndexCounters, ListKeys, ListKeysReply, ReadCounters, ReadRange, ReadRangeReply, ReadRow, ReadRowReply,
@@ -42,11 +44,41 @@ impl ClusterStore {
     }
 }
 
+/// A read about to be made: what its replies will be worth is told by the layout before and after.
+struct Asked {
+    cluster: Arc<Cluster>,
+    place: Hash,
+    before: Arc<ActiveLayout>,
+}
+
+impl Asked {
+    fn new(cluster: &Arc<Cluster>, place: Hash) -> Self {
+        Self { cluster: cluster.clone(), place, before: cluster.layout() }
+    }
+
+    fn replies<R>(&self, all: Vec<R>) -> Replies<R> {
+        let lasting = self.is_lasting(all.len());
+        Replies { all, lasting }
+    }
+
+    /// See [`Replies::lasting`]. The same layout before and after was that of the read.
+    fn is_lasting(&self, replies: usize) -> bool {
+        let layout = self.cluster.layout();
+        let sets = layout.write_sets(layout.partition_of(&self.place)).unwrap_or_default();
+        let [set] = &sets[..] else { return false };
+        layout.epoch() == self.before.epoch()
+            && replies >= write_quorum(ConsistencyMode::Consistent, set.len())
+    }
+}
+
 fn failed<R>(error: FanoutError<R>) -> StoreError {
     let code = |code: RemoteCode| move |e: &(NodeId, RpcError)| matches!(&e.1, RpcError::Remote { code: c, .. } if *c == code);
     if let FanoutError::NoQuorum { errors, .. } = &error {
         if !errors.is_empty() && errors.iter().all(|(_, e)| e.is_bad_copy()) {
             return StoreError::Damaged(error.to_string());
+        }
+        if errors.iter().any(code(RemoteCode::Conflict)) {
+            return StoreError::Conflict(error.to_string());
         }
         if errors.iter().any(code(RemoteCode::NoSpace)) {
             return StoreError::NoSpace(error.to_string());
@@ -67,22 +99,32 @@ fn row_of(reply: &ReadRowReply) -> StoredRow {
     reply.row.as_ref().map(|row| row.to_vec())
 }
 
-fn replies<R>(replies: Vec<(NodeId, R)>) -> Vec<R> {
-    replies.into_iter().map(|(_, reply)| reply).collect()
+/// A quorum's replies to `message`, whose partition key has this place.
+async fn read<M: Message>(
+    cluster: &Arc<Cluster>,
+    place: Hash,
+    message: M,
+) -> Result<Replies<M::Reply>, StoreError> {
+    let asked = Asked::new(cluster, place);
+    let replies = fanout::read(cluster, place, message).await.map_err(failed)?;
+    Ok(asked.replies(replies.into_iter().map(|(_, reply)| reply).collect()))
 }
 
-struct Early(EarlyRead<ReadRow>);
+struct Early {
+    asked: Asked,
+    read: EarlyRead<ReadRow>,
+}
 
 #[async_trait]
 impl EarlyRow for Early {
     async fn first(&mut self) -> Result<StoredRow, StoreError> {
-        let (_, reply) = self.0.first().await.map_err(failed)?;
+        let (_, reply) = self.read.first().await.map_err(failed)?;
         Ok(row_of(reply))
     }
 
-    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError> {
-        let replies = self.0.quorum().await.map_err(failed)?;
-        Ok(replies.iter().map(|(_, reply)| row_of(reply)).collect())
+    async fn quorum(self: Box<Self>) -> Result<Replies<StoredRow>, StoreError> {
+        let replies = self.read.quorum().await.map_err(failed)?;
+        Ok(self.asked.replies(replies.iter().map(|(_, reply)| row_of(reply)).collect()))
     }
 }
 
@@ -111,30 +153,28 @@ impl Store for ClusterStore {
         }
     }
 
-    async fn read_row(&self, read: ReadRow) -> Result<Vec<StoredRow>, StoreError> {
-        let place = place_of(&read.partition_key);
-        let replies = fanout::read(&self.cluster, place, read).await.map_err(failed)?;
-        Ok(replies.iter().map(|(_, reply)| row_of(reply)).collect())
+    async fn read_row(&self, ask: ReadRow) -> Result<Replies<StoredRow>, StoreError> {
+        let Replies { all, lasting } = read(&self.cluster, place_of(&ask.partition_key), ask).await?;
+        Ok(Replies { all: all.iter().map(row_of).collect(), lasting })
     }
 
-    fn read_row_early(&self, read: ReadRow) -> Box<dyn EarlyRow> {
-        let place = place_of(&read.partition_key);
-        Box::new(Early(fanout::read_early(&self.cluster, place, read)))
+    fn read_row_early(&self, ask: ReadRow) -> Box<dyn EarlyRow> {
+        let place = place_of(&ask.partition_key);
+        let asked = Asked::new(&self.cluster, place);
+        Box::new(Early { asked, read: fanout::read_early(&self.cluster, place, ask) })
     }
 
-    async fn read_range(&self, read: ReadRange) -> Result<Vec<ReadRangeReply>, StoreError> {
-        let place = place_of(&read.partition_key);
-        fanout::read(&self.cluster, place, read).await.map(replies).map_err(failed)
+    async fn read_range(&self, ask: ReadRange) -> Result<Replies<ReadRangeReply>, StoreError> {
+        read(&self.cluster, place_of(&ask.partition_key), ask).await
     }
 
-    async fn list_keys(&self, list: ListKeys) -> Result<Vec<ListKeysReply>, StoreError> {
-        let place = place_of(&list.partition_key);
-        fanout::read(&self.cluster, place, list).await.map(replies).map_err(failed)
+    async fn list_keys(&self, ask: ListKeys) -> Result<Replies<ListKeysReply>, StoreError> {
+        read(&self.cluster, place_of(&ask.partition_key), ask).await
     }
 
     async fn read_counters(&self, partition_key: Vec<u8>) -> Result<Vec<IndexCounters>, StoreError> {
         let place = place_of(&partition_key);
-        fanout::read(&self.cluster, place, ReadCounters { partition_key }).await.map(replies).map_err(failed)
+        Ok(read(&self.cluster, place, ReadCounters { partition_key }).await?.all)
     }
 
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {

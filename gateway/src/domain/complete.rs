@@ -12,17 +12,20 @@
 //! Memory: 36 bytes a block.
 
 use super::digest::{combine, composite, multipart_etag};
+use super::moment::Moment;
 use super::objects::{NewVersion, owner, read_object};
-use super::receive::Content;
+use super::receive::{Content, Referred};
 use super::rows::all;
+use super::settle::Reading;
 use super::uploads::{OpenUpload, closed};
-use super::{CompleteUpload, DomainError, Gateway, NamedPart, ObjectHead, PutDone, UploadRef, check_key};
+use super::{CompleteUpload, DomainError, Gateway, NamedPart, PutDone, UploadRef, check_key};
 use crate::cache::KnownPart;
 use hayloft_common::id::{UploadId, VersionId};
 use hayloft_common::limits::{MAX_OBJECT_SIZE, MAX_PARTS, MAX_ROW_BLOCKS, MIN_PART_SIZE};
 use hayloft_common::map::HashSet;
 use hayloft_common::schema::{
     BlockEntry, Checksum, ChecksumAlgorithm, ChecksumKind, ObjectRow, PartEntry, PartRow, PartVersion,
+    Row as _, UploadRow,
 };
 use hayloft_common::stamp::Stamp;
 use hayloft_proto::message::table::ReadRow;
@@ -45,8 +48,11 @@ fn completes(upload: UploadId, version: VersionId) -> bool {
     upload.0[..SHARED] == version.0[..SHARED]
 }
 
-/// Parts whose blocks got references already, and under which part id.
-type Referred = BTreeMap<u16, KnownPart>;
+/// Parts whose blocks got references already (not before `since`), and under which part id.
+struct Early {
+    parts: BTreeMap<u16, KnownPart>,
+    since: Moment,
+}
 
 /// What the parts come to.
 struct Assembly {
@@ -162,25 +168,19 @@ impl Gateway {
         check_key(&target.key)?;
         let numbers = check_order(&complete.parts)?;
         let version = version_of(target.upload, self.env.random_u64());
-        let state = async {
-            let (open, object) = tokio::join!(self.open_upload(target), self.present(target));
-            Ok::<_, DomainError>((open, object?))
-        };
-        let (stored, (open, object), referred) = tokio::try_join!(
+        let (stored, upload, object, early) = tokio::try_join!(
             self.stored_parts(target, &numbers),
-            state,
+            self.upload_row(Reading::Plain, target),
+            self.present(Reading::Plain, target),
             self.refer_known(target, version, &numbers)
         )?;
-        let open = match open {
-            Ok(open) => open,
-            Err(error @ DomainError::NoSuchUpload { .. }) => {
-                return self.completed_before(target).await?.ok_or(error);
-            }
-            Err(error) => return Err(error),
+        let open = match upload {
+            Some(row) if row.is_live() => self.opened(target, row)?,
+            closed => return self.completed_before(target, closed).await,
         };
         let chosen = choose(&complete.parts, &numbers, &stored)?;
         let assembly = assemble(&complete, &open, &chosen)?;
-        let blocks = self.gather(target, version, &chosen, &referred).await?;
+        let referred = self.gather(target, version, &chosen, &early).await?;
         let new = NewVersion {
             bucket: target.bucket.clone(),
             key: target.key.clone(),
@@ -190,33 +190,53 @@ impl Gateway {
             etag: assembly.etag,
             checksum: assembly.checksum,
             parts: assembly.entries,
-            content: Content::Blocks(blocks),
+            content: Content::Blocks(referred),
         };
         let floor = object.map_or(Stamp::ZERO, |row| row.stamp);
         let fresh = || version_of(target.upload, self.env.random_u64());
-        self.commit(new, floor, fresh, vec![closed(&open.row)]).await
+        self.commit(new, floor, fresh, |stamp| vec![closed(&open.row, Some(stamp))]).await
     }
 
     /// The object's row as it is now.
-    async fn present(self: &Arc<Self>, target: &UploadRef) -> Result<Option<ObjectRow>, DomainError> {
+    async fn present(
+        self: &Arc<Self>,
+        reading: Reading,
+        target: &UploadRef,
+    ) -> Result<Option<ObjectRow>, DomainError> {
         let ReadRow { partition_key, sort_key, .. } = read_object(&target.bucket, &target.key);
-        self.read(partition_key, sort_key).await
+        self.read_as(reading, partition_key, sort_key).await
     }
 
-    /// What an earlier complete of the same upload made, if it is still there.
-    async fn completed_before(self: &Arc<Self>, target: &UploadRef) -> Result<Option<PutDone>, DomainError> {
-        // Read again: the first read may have come before the commit that closed the upload.
-        let head: ObjectHead = match self.head(&target.bucket, &target.key, None).await {
-            Ok(head) => head,
-            Err(DomainError::NoSuchKey { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Ok(Some(head).filter(|head| completes(target.upload, head.version.id)).map(|head| PutDone {
-            etag: head.version.etag.clone(),
-            checksum: head.checksum().cloned(),
-            modified_ms: head.version.modified_ms,
-            size: head.version.size,
-        }))
+    /// The answer to a complete of an upload that is closed: what an earlier complete made, if it is still there.
+    ///
+    /// The earlier one may have had no answer because only few nodes took what it wrote. The closed row may then
+    /// come (or be carried by repairs) to this read's quorum without the object's row, which still is the winner once
+    /// it spreads. The closed row tells its stamp: while the object is older, the outcome is not known.
+    async fn completed_before(
+        self: &Arc<Self>,
+        target: &UploadRef,
+        closed: Option<UploadRow>,
+    ) -> Result<PutDone, DomainError> {
+        // Read again: the first read may have come before the commit that closed the upload. What success is answered
+        // for must be on a write quorum.
+        let object = self.present(Reading::Monotonic, target).await?;
+        let stamp = object.as_ref().map(|row| row.stamp);
+        let made = object.as_ref().and_then(ObjectRow::live).filter(|v| completes(target.upload, v.id));
+        if let Some(version) = made {
+            return Ok(PutDone {
+                etag: version.etag.clone(),
+                checksum: version.detail.as_ref().and_then(|detail| detail.checksum.clone()),
+                modified_ms: version.modified_ms,
+                size: version.size,
+            });
+        }
+        match closed.and_then(|row| row.completed) {
+            Some(completed) if stamp < Some(completed) => Err(DomainError::Unavailable {
+                detail: "an earlier complete of this upload reached too few nodes; its object may still come"
+                    .into(),
+            }),
+            _ => Err(target.missing()),
+        }
     }
 
     /// The stored parts among `numbers` (ascending). 1 R: ranges of numbers are read side by side.
@@ -228,7 +248,7 @@ impl Gateway {
         let ranges: Vec<_> = numbers.chunks(500).map(|c| c[0]..c[c.len() - 1] + 1).collect();
         let read = |range: Range<u16>| {
             let most = range.len();
-            self.read_parts(target, range, most)
+            self.read_parts(Reading::Plain, target, range, most)
         };
         let rows = all(ranges.into_iter().map(read).collect()).await?;
         Ok(rows.into_iter().flatten().map(|row| (row.number, row)).collect())
@@ -240,14 +260,16 @@ impl Gateway {
         target: &UploadRef,
         version: VersionId,
         numbers: &[u16],
-    ) -> Result<Referred, DomainError> {
-        let known: Referred =
+    ) -> Result<Early, DomainError> {
+        let now = Moment::now(&self.env);
+        let parts: BTreeMap<_, _> =
             numbers.iter().filter_map(|n| Some((*n, self.parts.take(target.upload, *n)?))).collect();
-        let blocks: Vec<BlockEntry> = known.values().flat_map(|part| part.blocks.iter().copied()).collect();
+        let blocks: Vec<BlockEntry> =
+            parts.values().flat_map(|part: &KnownPart| part.blocks.iter().copied()).collect();
         match self.refer(version, &owner(&target.bucket, &target.key), &blocks).await {
-            Ok(()) => Ok(known),
+            Ok(since) => Ok(Early { parts, since }),
             // What was remembered may be gone by now; what is stored decides.
-            Err(DomainError::Damaged { .. }) => Ok(Referred::new()),
+            Err(DomainError::Damaged { .. }) => Ok(Early { parts: BTreeMap::new(), since: now }),
             Err(error) => Err(error),
         }
     }
@@ -258,9 +280,9 @@ impl Gateway {
         target: &UploadRef,
         version: VersionId,
         parts: &[(u16, &PartVersion)],
-        referred: &Referred,
-    ) -> Result<Vec<BlockEntry>, DomainError> {
-        let known = |number: &u16, part: &PartVersion| referred.get(number).filter(|k| k.id == part.id);
+        early: &Early,
+    ) -> Result<Referred, DomainError> {
+        let known = |number: &u16, part: &PartVersion| early.parts.get(number).filter(|k| k.id == part.id);
         let mut calls = Vec::with_capacity(parts.len());
         for (number, part) in parts {
             calls.push(async move {
@@ -285,7 +307,7 @@ impl Gateway {
             }
             Ok(())
         };
-        tokio::try_join!(self.refer(version, &owner, &rest), manifest)?;
-        Ok(blocks)
+        let (since, ()) = tokio::try_join!(self.refer(version, &owner, &rest), manifest)?;
+        Ok(Referred { blocks, since: since.min(early.since) })
     }
 }

@@ -6,7 +6,7 @@
 use super::digest::{DigestTask, Digesting, Digests};
 use super::objects::{NewVersion, owner};
 use super::read::{self, pieces};
-use super::receive::Content;
+use super::receive::{Content, Referred};
 use super::{CopyObject, DomainError, Gateway, ObjectHead, PutDone, check_key};
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt as _};
@@ -43,8 +43,8 @@ impl Gateway {
             ObjectData::Inline(bytes) => Content::Inline(bytes.clone()),
             data => {
                 let blocks = self.all_blocks(source, data).await?;
-                self.adopt(version, &owner(&copy.bucket, &copy.key), &blocks).await?;
-                Content::Blocks(blocks)
+                let since = self.adopt(version, &owner(&copy.bucket, &copy.key), &blocks).await?;
+                Content::Blocks(Referred { blocks, since })
             }
         };
         let new = NewVersion {
@@ -58,7 +58,7 @@ impl Gateway {
             parts: from.parts.clone(),
             content,
         };
-        self.commit(new, Stamp::ZERO, || self.new_version(), Vec::new()).await
+        self.commit(new, Stamp::ZERO, || self.new_version(), |_| Vec::new()).await
     }
 
     async fn all_blocks(

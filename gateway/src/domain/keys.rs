@@ -7,6 +7,7 @@
 //! A change reads the row by quorum, modifies it above the stamps it found and writes it to a quorum: 2 R. Concurrent
 //! changes of different fields (or of rights on different buckets) all hold; of the same, the later.
 
+use super::settle::Reading;
 use super::{DomainError, Gateway, KeyChange, NewKey};
 use crate::limits::{CONTROL_REFRESH, CONTROL_REFRESH_BATCH};
 use futures::future::join_all;
@@ -76,7 +77,7 @@ impl Gateway {
         let pk = control_partition_key(R::TABLE);
         let (mut from, mut out) = (Vec::new(), Vec::new());
         loop {
-            let (rows, next) = self.read_range::<R>(&pk, from, None, 1000).await?;
+            let (rows, next) = self.read_range::<R>(Reading::Plain, &pk, from, None, 1000).await?;
             out.extend(rows.into_iter().filter(R::is_live));
             match next {
                 Some(next) => from = next,

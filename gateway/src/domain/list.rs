@@ -6,10 +6,18 @@
 //! merge too; otherwise the keys behind the prefix are listed until the merge shows a live one. Index shards are
 //! read side by side and their streams merged by key.
 //!
+//! A monotonic reading ([`super::settle`]) takes only what all replies agree on. Rows in doubt are read again one by one
+//! (a page has no details, so it can't be written back) and made to last. A prefix is there if all name the same
+//! version of the same witness, and is not if they know the same tombstones behind it (which nodes give for such
+//! readings, else two that agree on "nothing" might do so for reasons that a third does not share); otherwise the rows
+//! behind it are settled up to the first live one.
+//!
 //! Round trips: 1 for a page when nodes agree; one more where they disagree about a prefix; more where tombstones or
 //! nodes' page limits leave a page short.
 
 use super::rows::{all, decode};
+use super::settle::{Reading, Seen};
+use super::store::Replies;
 use super::{
     Bucket, DomainError, Gateway, ListRequest, ListStart, ListUploads, Listed, Listing, ObjectEntry,
     UploadEntry, UploadStart,
@@ -84,49 +92,106 @@ struct Page<R> {
     next: Option<Vec<u8>>,
 }
 
-/// The pages of a quorum put together, before prefixes in doubt are looked into.
+/// The pages of a quorum put together, before what is in doubt is looked into.
 struct Merged<R> {
-    rows: BTreeMap<Vec<u8>, R>,
-    /// Prefixes, and whether each is certain.
-    groups: BTreeMap<String, bool>,
+    rows: BTreeMap<Vec<u8>, Seen<R>>,
+    /// Prefixes that are there, or may be.
+    groups: BTreeMap<String, Verdict>,
     /// All is complete below this.
     bound: Option<Vec<u8>>,
 }
 
-fn merge_pages<R: KeyRow>(query: &Query, replies: &[ListKeysReply]) -> Result<Merged<R>, DomainError> {
-    let bound = replies.iter().filter_map(|r| r.next.as_ref()).min().map(|n| n.to_vec());
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Live,
+    Doubt,
+}
+
+/// What each reply says of a rolled-up prefix: the first live row behind it, and the tombstones before that.
+struct Group<'a> {
+    witnesses: Vec<Option<&'a [u8]>>,
+    tombstones: Vec<Vec<&'a [u8]>>,
+}
+
+impl Group<'_> {
+    fn new(replies: usize) -> Self {
+        Self { witnesses: vec![None; replies], tombstones: vec![Vec::new(); replies] }
+    }
+
+    /// `None`: there is nothing live behind the prefix.
+    fn verdict<R: KeyRow>(&self, reading: Reading, lasting: bool) -> Result<Option<Verdict>, DomainError> {
+        let Some(named) = self.witnesses.iter().copied().collect::<Option<Vec<&[u8]>>>() else {
+            // As long as nobody has a live row, the tombstones are why.
+            let agree = self.witnesses.iter().all(Option::is_none)
+                && lasting
+                && self.tombstones.windows(2).all(|pair| pair[0] == pair[1]);
+            return Ok(if agree { None } else { Some(Verdict::Doubt) });
+        };
+        let same = match reading {
+            // A row that is live everywhere is live in the merge, even if nodes have different versions of it.
+            Reading::Plain => {
+                let mut keys = Vec::with_capacity(named.len());
+                for witness in named {
+                    keys.push(decode::<R>(witness)?.sort_key());
+                }
+                keys.windows(2).all(|pair| pair[0] == pair[1])
+            }
+            Reading::Monotonic => lasting && named.windows(2).all(|pair| pair[0] == pair[1]),
+        };
+        Ok(Some(if same { Verdict::Live } else { Verdict::Doubt }))
+    }
+}
+
+fn merge_pages<R: KeyRow>(
+    query: &Query,
+    reading: Reading,
+    replies: &Replies<ListKeysReply>,
+) -> Result<Merged<R>, DomainError> {
+    let count = replies.all.len();
+    let bound = replies.all.iter().filter_map(|r| r.next.as_ref()).min().map(|n| n.to_vec());
     let within = |at: &[u8]| bound.as_deref().is_none_or(|b| at < b);
-    let mut rows: BTreeMap<Vec<u8>, R> = BTreeMap::new();
-    // Of each prefix: the witness of the first node that named it, how many named that one, and whether any other.
-    let mut named: BTreeMap<String, (Vec<u8>, usize)> = BTreeMap::new();
-    for entry in replies.iter().flat_map(|r| &r.entries) {
+    let mut rows: BTreeMap<Vec<u8>, Seen<R>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Group<'_>> = BTreeMap::new();
+    for (reply, entry) in
+        replies.all.iter().enumerate().flat_map(|(i, r)| r.entries.iter().map(move |entry| (i, entry)))
+    {
         match entry {
             ListEntry::Row(bytes) => {
                 let row: R = decode(bytes)?;
                 let at = row.sort_key();
-                if query.group_of(row.key()).is_some() || !within(&at) {
-                    // Behind a delimiter only tombstones come one by one; whoever disagrees has a witness.
+                if !within(&at) {
+                    continue;
+                }
+                if let Some(prefix) = query.group_of(row.key()) {
+                    // Behind a delimiter only tombstones come one by one, and only when asked for.
+                    if reading == Reading::Monotonic {
+                        let group = groups.entry(prefix).or_insert_with(|| Group::new(count));
+                        group.tombstones[reply].push(bytes);
+                    }
                     continue;
                 }
                 match rows.get_mut(&at) {
-                    Some(have) => have.merge(&row),
+                    Some(have) => have.merge(&row, bytes),
                     None => {
-                        rows.insert(at, row);
+                        rows.insert(at, Seen::new(row, bytes));
                     }
                 }
             }
             ListEntry::Prefix { prefix, witness } => {
-                if !within(&sort_key::prefix(prefix.as_bytes())) {
-                    continue;
+                if within(&sort_key::prefix(prefix.as_bytes())) {
+                    let group = groups.entry(prefix.clone()).or_insert_with(|| Group::new(count));
+                    group.witnesses[reply] = Some(witness);
                 }
-                let witness = decode::<R>(witness)?.sort_key();
-                let (first, count) = named.entry(prefix.clone()).or_insert_with(|| (witness.clone(), 0));
-                *count += usize::from(*first == witness);
             }
         }
     }
-    let groups = named.into_iter().map(|(prefix, (_, count))| (prefix, count == replies.len())).collect();
-    Ok(Merged { rows, groups, bound })
+    let mut decided = BTreeMap::new();
+    for (prefix, group) in groups {
+        if let Some(verdict) = group.verdict::<R>(reading, replies.lasting)? {
+            decided.insert(prefix, verdict);
+        }
+    }
+    Ok(Merged { rows, groups: decided, bound })
 }
 
 /// One index shard's stream.
@@ -220,7 +285,7 @@ impl Gateway {
         loop {
             // One more than is given out tells whether there is more; few are no cheaper than some.
             let want = (max + 1 - out.entries.len()).max(LIST_MIN_READ);
-            self.fill(query, &mut cursors, want).await?;
+            self.fill(query, bucket.reading(), &mut cursors, want).await?;
             rounds += 1;
             while let Some(cursor) = next_cursor(&mut cursors) {
                 let Some((position, item)) = cursor.buffer.pop_front() else { break };
@@ -259,11 +324,12 @@ impl Gateway {
     async fn fill<R: KeyRow>(
         &self,
         query: &Query,
+        reading: Reading,
         cursors: &mut [Cursor<R>],
         limit: usize,
     ) -> Result<(), DomainError> {
         let pages = cursors.iter_mut().filter(|c| c.buffer.is_empty() && !c.done).map(|cursor| async move {
-            let page = self.page(query, &cursor.partition_key, &cursor.from, limit).await?;
+            let page = self.page(query, reading, &cursor.partition_key, &cursor.from, limit).await?;
             cursor.buffer.extend(page.items);
             match page.next {
                 Some(next) if next > cursor.from => cursor.from = next,
@@ -280,6 +346,7 @@ impl Gateway {
     async fn page<R: KeyRow>(
         &self,
         query: &Query,
+        reading: Reading,
         partition_key: &[u8],
         from: &[u8],
         limit: usize,
@@ -293,13 +360,16 @@ impl Gateway {
                 delimiter: query.delimiter.clone(),
                 from: from.to_vec(),
                 limit: limit as u32,
+                tombstones: reading == Reading::Monotonic,
             })
             .await?;
-        let Merged { rows, groups, mut bound } = merge_pages::<R>(query, &replies)?;
+        let Merged { rows, groups, mut bound } = merge_pages::<R>(query, reading, &replies)?;
+        let rows = self.settle_rows(reading, partition_key, rows, &replies).await?;
         let mut probes = Vec::with_capacity(groups.len());
-        for (prefix, certain) in groups {
+        for (prefix, verdict) in groups {
             probes.push(async move {
-                let live = certain || self.any_live::<R>(partition_key, &prefix, from).await?;
+                let live = verdict == Verdict::Live
+                    || self.any_live::<R>(reading, partition_key, &prefix, from).await?;
                 Ok::<_, DomainError>((prefix, live))
             });
         }
@@ -322,9 +392,37 @@ impl Gateway {
         Ok(Page { items, next: bound })
     }
 
+    /// The rows of a page; for a monotonic reading those in doubt (tombstones as well: what is seen gone stays gone)
+    /// are read again and made to last.
+    async fn settle_rows<R: KeyRow>(
+        &self,
+        reading: Reading,
+        partition_key: &[u8],
+        rows: BTreeMap<Vec<u8>, Seen<R>>,
+        replies: &Replies<ListKeysReply>,
+    ) -> Result<BTreeMap<Vec<u8>, R>, DomainError> {
+        let sure = |seen: &Seen<R>| {
+            reading == Reading::Plain || (replies.lasting && seen.is_agreed(replies.all.len()))
+        };
+        let (mut out, mut doubtful) = (BTreeMap::new(), Vec::new());
+        for (at, seen) in rows {
+            if sure(&seen) {
+                out.insert(at, seen.row);
+            } else {
+                doubtful.push(at);
+            }
+        }
+        for mut row in self.read_lasting::<R>(partition_key, &doubtful).await? {
+            row.detach();
+            out.insert(row.sort_key(), row);
+        }
+        Ok(out)
+    }
+
     /// Whether the merge of a quorum has a live row behind `prefix`, from `from` on.
     async fn any_live<R: KeyRow>(
         &self,
+        reading: Reading,
         partition_key: &[u8],
         prefix: &str,
         from: &[u8],
@@ -342,13 +440,24 @@ impl Gateway {
                     delimiter: None,
                     from: from.clone(),
                     limit,
+                    tombstones: false,
                 })
                 .await?;
-            let Merged { rows, bound, .. } = merge_pages::<R>(&query, &replies)?;
+            let Merged { mut rows, bound, .. } = merge_pages::<R>(&query, reading, &replies)?;
+            // One live row is enough; what comes behind it need not be made to last.
+            let behind = rows.iter().find(|(_, seen)| seen.row.shown()).map(|(at, _)| {
+                let mut behind = at.clone();
+                behind.push(0);
+                behind
+            });
+            if let Some(behind) = &behind {
+                rows.split_off(behind);
+            }
+            let rows = self.settle_rows(reading, partition_key, rows, &replies).await?;
             if rows.values().any(KeyRow::shown) {
                 return Ok(true);
             }
-            match bound {
+            match behind.or(bound) {
                 Some(next) if next > from => from = next,
                 _ => return Ok(false),
             }

@@ -2,20 +2,22 @@
 //!
 //! Fault model. A dead replica answers nothing; with more dead ones than a quorum can miss, operations fail with
 //! `Unavailable`. A stale replica gets each write late with a given probability (rows at some later write, blocks
-//! never), as long as a write quorum of others has it. Reads ask a random read quorum. Bad copies of blocks are found
+//! never), as long as a write quorum of others has it. A torn write reaches one replica for good, the others never, and
+//! fails. Reads ask a random read quorum. Bad copies of blocks are found
 //! out by their hash, as they are by the real nodes' callers. Storage nodes are as eager as they may be: once a
 //! version is superseded on a quorum, or an upload closed, its references are deleted for good. Blocks without a live
 //! reference go when the test says that their grace period is over ([`MemoryStore::collect`]). Everything is drawn
-//! from a seed. Out of scope: time, layout changes.
+//! from a seed. A layout change shows only in that replies that agree are no proof. References of versions that are not
+//! committed are given up when the test says so ([`MemoryStore::give_up_uncommitted`]). Out of scope: time.
 
 use super::rows::decode;
-use super::store::{EarlyRow, Store, StoreError, StoredRow, Wrote, place_of_block};
+use super::store::{EarlyRow, Replies, Store, StoreError, StoredRow, Wrote, place_of_block};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hayloft_common::id::VersionId;
 use hayloft_common::schema::{
-    AliasRow, BlockRefRow, BucketRow, KeyRow, ManifestRow, ObjectRow, PartRow, Row, TableId, UploadRow,
-    sort_key,
+    AliasRow, BlockOwner, BlockRefRow, BucketRow, FloorRow, KeyRow, ManifestRow, ObjectRow, PartRow, Row,
+    Slot, TableId, UploadRow, index_partition_key, sort_key,
 };
 use hayloft_common::{block, codec, hash::Hash, stamp::Stamp};
 use hayloft_proto::message::table::{
@@ -64,6 +66,10 @@ struct State {
     calls: BTreeMap<&'static str, usize>,
     /// Most entries of a page, to make pages end at odd places.
     page: usize,
+    /// Chance in 256 that a write of rows is torn.
+    torn: u8,
+    /// Replies that agree are no proof, as during a layout change.
+    changing: bool,
 }
 
 /// See the module's head.
@@ -71,15 +77,15 @@ pub struct MemoryStore {
     state: Mutex<State>,
 }
 
-struct Known(Vec<StoredRow>);
+struct Known(Replies<StoredRow>);
 
 #[async_trait]
 impl EarlyRow for Known {
     async fn first(&mut self) -> Result<StoredRow, StoreError> {
-        Ok(self.0.first().cloned().flatten())
+        Ok(self.0.all.first().cloned().flatten())
     }
 
-    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError> {
+    async fn quorum(self: Box<Self>) -> Result<Replies<StoredRow>, StoreError> {
         Ok(self.0)
     }
 }
@@ -92,7 +98,7 @@ impl EarlyRow for Failing {
         Err(self.0.clone())
     }
 
-    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError> {
+    async fn quorum(self: Box<Self>) -> Result<Replies<StoredRow>, StoreError> {
         Err(self.0)
     }
 }
@@ -131,6 +137,10 @@ macro_rules! with_row {
             }
             TableId::BlockRef => {
                 type $row = BlockRefRow;
+                $body
+            }
+            TableId::Floor => {
+                type $row = FloorRow;
                 $body
             }
         }
@@ -248,7 +258,11 @@ impl Replica {
                     .and_then(|d| key[list.prefix.len()..].find(d).map(|i| list.prefix.len() + i + d.len()));
                 match end {
                     None => entries.push(ListEntry::Row(row)),
-                    Some(_) if !live => {}
+                    Some(_) if !live => {
+                        if list.tombstones {
+                            entries.push(ListEntry::Row(row));
+                        }
+                    }
                     Some(end) => {
                         let prefix = key[..end].to_owned();
                         let Some(after) = sort_key::after_prefix(&sort_key::prefix(prefix.as_bytes())) else {
@@ -276,7 +290,7 @@ impl State {
             let copies: Vec<&Vec<u8>> = self.replicas.iter().filter_map(|r| r.rows.get(key)).collect();
             let agree = copies.iter().filter(|c| Some(**c) == self.replicas[replica].rows.get(key)).count();
             let now = self.replicas[replica].rows.get(key).and_then(|bytes| held(key.0, bytes));
-            if agree < self.quorum() {
+            if agree < self.write_quorum() {
                 continue;
             }
             match (old, now) {
@@ -323,6 +337,11 @@ impl State {
         rows: &[(RowKey, RowBytes)],
     ) -> Result<(Vec<usize>, Vec<Stamp>), StoreError> {
         self.deliver();
+        if call == "write_rows" && (self.random() % 256) < u64::from(self.torn) {
+            let first = self.alive(call, 1)?[0];
+            self.put(first, mode, rows);
+            return Err(StoreError::Unavailable("torn: one replica has it, the others never will".into()));
+        }
         let reached = self.reached(call)?;
         let newer: Vec<Stamp> = reached.iter().filter_map(|i| self.put(*i, mode, rows)).collect();
         // What is refused by a quorum may still have been written by the others, and arrive late at more.
@@ -343,15 +362,19 @@ impl State {
         z ^ (z >> 31)
     }
 
-    fn quorum(&self) -> usize {
-        self.replicas.len() / 2 + 1
+    fn read_quorum(&self) -> usize {
+        self.replicas.len().div_ceil(2)
     }
 
-    /// Live replicas in random order, or why there are too few.
-    fn alive(&mut self, call: &'static str) -> Result<Vec<usize>, StoreError> {
+    fn write_quorum(&self) -> usize {
+        self.replicas.len() + 1 - self.read_quorum()
+    }
+
+    /// Live replicas in random order, or why there are fewer than `least`.
+    fn alive(&mut self, call: &'static str, least: usize) -> Result<Vec<usize>, StoreError> {
         *self.calls.entry(call).or_default() += 1;
         let mut alive: Vec<usize> = (0..self.replicas.len()).filter(|i| !self.replicas[*i].dead).collect();
-        if alive.len() < self.quorum() {
+        if alive.len() < least {
             return Err(StoreError::Unavailable(format!("{} of {} alive", alive.len(), self.replicas.len())));
         }
         for i in (1..alive.len()).rev() {
@@ -363,8 +386,8 @@ impl State {
 
     /// The replicas that a write reaches: a quorum at least.
     fn reached(&mut self, call: &'static str) -> Result<Vec<usize>, StoreError> {
-        let alive = self.alive(call)?;
-        let quorum = self.quorum();
+        let quorum = self.write_quorum();
+        let alive = self.alive(call, quorum)?;
         let mut reached = Vec::new();
         for (n, replica) in alive.iter().enumerate() {
             let needed = alive.len() - n <= quorum.saturating_sub(reached.len());
@@ -380,9 +403,43 @@ impl State {
         &mut self,
         call: &'static str,
         f: impl Fn(&Replica, usize) -> T,
-    ) -> Result<Vec<T>, StoreError> {
-        let (alive, quorum, page) = (self.alive(call)?, self.quorum(), self.page);
-        Ok(alive[..quorum].iter().map(|i| f(&self.replicas[*i], page)).collect())
+    ) -> Result<Replies<T>, StoreError> {
+        let (quorum, page) = (self.read_quorum(), self.page);
+        let alive = self.alive(call, quorum)?;
+        let all = alive[..quorum].iter().map(|i| f(&self.replicas[*i], page)).collect();
+        Ok(Replies { all, lasting: quorum >= self.write_quorum() && !self.changing })
+    }
+
+    /// Whether one of these replicas holds a deleted reference that `rows` would write again.
+    fn conflict(&self, reached: &[usize], rows: &[(RowKey, RowBytes)]) -> Result<(), StoreError> {
+        let is_deleted = |bytes: &Vec<u8>| decode::<BlockRefRow>(bytes).is_ok_and(|row| row.deleted);
+        for i in reached {
+            if rows.iter().any(|(key, _)| self.replicas[*i].rows.get(key).is_some_and(is_deleted)) {
+                return Err(StoreError::Conflict("the reference was deleted".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an object's or part's row holds `version` on any replica.
+    fn is_committed(&self, owner: &BlockOwner, version: VersionId) -> bool {
+        let (table, pk, sort) = match owner {
+            BlockOwner::Object { bucket, shard, key } => (
+                TableId::Object,
+                index_partition_key(bucket, *shard),
+                ObjectRow::sort_key_of(key, Slot::Null),
+            ),
+            BlockOwner::Part { bucket, shard, key, upload, number } => (
+                TableId::Part,
+                index_partition_key(bucket, *shard),
+                PartRow::sort_key_of(key, upload, *number),
+            ),
+        };
+        let key = (table, pk, sort);
+        self.replicas
+            .iter()
+            .filter_map(|r| r.rows.get(&key))
+            .any(|bytes| matches!(held(table, bytes), Some(Held::Version(Some(id))) if id == version))
     }
 }
 
@@ -390,7 +447,29 @@ impl MemoryStore {
     /// So many replicas, all well; quorums are majorities.
     pub fn new(replicas: usize, seed: u64) -> Self {
         let replicas = (0..replicas.max(1)).map(|_| Replica::default()).collect();
-        Self { state: Mutex::new(State { replicas, seed, calls: BTreeMap::new(), page: 1000 }) }
+        let state = State { replicas, seed, calls: BTreeMap::new(), page: 1000, torn: 0, changing: false };
+        Self { state: Mutex::new(state) }
+    }
+
+    /// Chance in 256 that a write of rows is torn.
+    pub fn set_torn(&self, chance: u8) {
+        self.state.lock().torn = chance;
+    }
+
+    /// Whether the layout is changing.
+    pub fn set_changing(&self, changing: bool) {
+        self.state.lock().changing = changing;
+    }
+
+    /// Deletes the references of all versions that are not committed, as nodes do with those of a certain age.
+    pub fn give_up_uncommitted(&self) {
+        let mut state = self.state.lock();
+        let references = state.replicas.iter().flat_map(|replica| &replica.rows);
+        let references = references.filter(|((table, _, _), _)| *table == TableId::BlockRef);
+        let rows: Vec<BlockRefRow> = references.filter_map(|(_, bytes)| decode(bytes).ok()).collect();
+        let lost: Vec<VersionId> =
+            rows.iter().filter(|r| !state.is_committed(&r.owner, r.version)).map(|r| r.version).collect();
+        state.drop_references(&lost);
     }
 
     /// Kills or revives a replica.
@@ -459,7 +538,7 @@ impl MemoryStore {
                 }
             }
         }
-        counts.into_iter().filter(|(_, n)| *n >= state.quorum()).map(|(hash, _)| hash).collect()
+        counts.into_iter().filter(|(_, n)| *n >= state.write_quorum()).map(|(hash, _)| hash).collect()
     }
 }
 
@@ -481,13 +560,13 @@ impl Store for MemoryStore {
         }
         let mut state = self.state.lock();
         let (reached, newer) = state.write("write_rows", mode, &rows)?;
-        if reached.len() - newer.len() >= state.quorum() {
+        if reached.len() - newer.len() >= state.write_quorum() {
             return Ok(Wrote::Done);
         }
         Ok(Wrote::Outdated(newer.into_iter().max().unwrap_or_default()))
     }
 
-    async fn read_row(&self, read: ReadRow) -> Result<Vec<StoredRow>, StoreError> {
+    async fn read_row(&self, read: ReadRow) -> Result<Replies<StoredRow>, StoreError> {
         let key = (read.table, read.partition_key, read.sort_key);
         self.state.lock().read("read_row", |replica, _| replica.rows.get(&key).cloned())
     }
@@ -500,7 +579,7 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn read_range(&self, read: ReadRange) -> Result<Vec<ReadRangeReply>, StoreError> {
+    async fn read_range(&self, read: ReadRange) -> Result<Replies<ReadRangeReply>, StoreError> {
         self.state.lock().read("read_range", |replica, page| {
             let limit = page.min(read.limit as usize).max(1);
             let within = |sort: &[u8]| read.to.as_ref().is_none_or(|to| sort < to.as_slice());
@@ -516,13 +595,13 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn list_keys(&self, list: ListKeys) -> Result<Vec<ListKeysReply>, StoreError> {
+    async fn list_keys(&self, list: ListKeys) -> Result<Replies<ListKeysReply>, StoreError> {
         let mut state = self.state.lock();
         state.read("list_keys", |replica, page| replica.list(&list, page.min(list.limit as usize).max(1)))
     }
 
     async fn read_counters(&self, partition_key: Vec<u8>) -> Result<Vec<IndexCounters>, StoreError> {
-        self.state.lock().read("read_counters", |replica, _| {
+        let counted = self.state.lock().read("read_counters", |replica, _| {
             let mut sum = IndexCounters::default();
             for (_, bytes) in replica.from(TableId::Object, &partition_key, &[]) {
                 if let Ok(row) = decode::<ObjectRow>(bytes)
@@ -535,7 +614,8 @@ impl Store for MemoryStore {
             let uploads = replica.from(TableId::Upload, &partition_key, &[]);
             sum.uploads = uploads.filter(|(_, bytes)| short(TableId::Upload, bytes).1).count() as u64;
             sum
-        })
+        });
+        Ok(counted?.all)
     }
 
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {
@@ -544,7 +624,9 @@ impl Store for MemoryStore {
             return Err(refused("a block's reference is to another block"));
         }
         let mut state = self.state.lock();
-        for i in state.write("put_block", WriteMode::Merge, &rows)?.0 {
+        let reached = state.write("put_block", WriteMode::Merge, &rows)?.0;
+        state.conflict(&reached, &rows)?;
+        for i in reached {
             // A copy, so that the sender's memory is free again.
             state.replicas[i].blocks.entry(block).or_insert_with(|| Bytes::copy_from_slice(&envelope));
         }
@@ -556,7 +638,9 @@ impl Store for MemoryStore {
         let hash_of = |key: &RowKey| key.1.as_slice().try_into().ok().map(Hash);
         let mut state = self.state.lock();
         let mut missing: Option<BTreeSet<Hash>> = None;
-        for i in state.write("refer_blocks", WriteMode::Merge, &rows)?.0 {
+        let reached = state.write("refer_blocks", WriteMode::Merge, &rows)?.0;
+        state.conflict(&reached, &rows)?;
+        for i in reached {
             let replica = &state.replicas[i];
             let here: BTreeSet<Hash> = rows
                 .iter()

@@ -21,16 +21,20 @@ mod copy;
 mod digest;
 mod keys;
 mod list;
+mod moment;
 mod multipart;
 mod objects;
+mod purge;
 mod read;
 mod receive;
 mod rows;
+mod settle;
 mod uploads;
 
 pub use cluster_store::ClusterStore;
 pub use error::DomainError;
 pub use objects::OpenObject;
+pub use purge::PurgedVersion;
 pub use store::{Store, StoreError};
 pub use types::*;
 
@@ -87,7 +91,7 @@ impl Gateway {
             upload_memory: Budget::new(half - half / 4, "uploads: no buffer memory is free"),
             small_memory: Budget::new(half / 4, "small uploads: no buffer memory is free"),
             download_memory: Budget::new(half, "downloads: no buffer memory is free"),
-            repairs: Arc::new(Semaphore::new(rows::MAX_REPAIRS)),
+            repairs: Arc::new(Semaphore::new(settle::MAX_REPAIRS)),
             keys: Aged::new(control()),
             names: Aged::new(control()),
             buckets: Aged::new(control()),

@@ -10,8 +10,10 @@
 //! across the range's ends are stored anew; list 1 for each 1,000 parts.
 
 use super::copy::detail;
+use super::moment::Moment;
 use super::read::{Piece, pieces};
-use super::receive::{Content, Target, receive};
+use super::receive::{Content, Referred, Target, receive};
+use super::settle::Reading;
 use super::store::{Wrote, place_of, row_bytes};
 use super::{
     Body, BodyChecks, BodyError, BodyFault, ChecksumRequest, DomainError, Expected, Gateway, ObjectHead,
@@ -20,6 +22,7 @@ use super::{
 use crate::cache::KnownPart;
 use crate::limits::MAX_OUTDATED_TRIES;
 use bytes::Bytes;
+use futures::future::{Either, select};
 use futures::stream::{self, StreamExt as _};
 use hayloft_common::id::VersionId;
 use hayloft_common::limits::{MAX_LIST_PAGE, MAX_PARTS, MAX_PUT_SIZE, MAX_ROW_BLOCKS};
@@ -30,6 +33,7 @@ use hayloft_common::schema::{
 use hayloft_common::stamp::Stamp;
 use hayloft_proto::message::table::WriteMode;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 
 /// A part whose blocks are stored.
@@ -38,7 +42,7 @@ struct NewPart {
     size: u64,
     md5: [u8; 16],
     checksum: Option<Checksum>,
-    blocks: Vec<BlockEntry>,
+    referred: Referred,
 }
 
 fn part_number(number: u32) -> Result<u16, DomainError> {
@@ -116,18 +120,22 @@ impl Gateway {
             wanted(open.checksum, named)
         };
         let (received, _) = tokio::try_join!(receive(self, &target, &checks, body), look)?;
-        let blocks = match received.content {
-            Content::Blocks(blocks) => blocks,
-            Content::Inline(_) => Vec::new(),
-        };
         let part = NewPart {
             id: target.version,
             size: received.size,
             md5: received.digests.md5,
             checksum: received.digests.checksum,
-            blocks,
+            referred: self.referred(received.content),
         };
         self.commit_part(&upload, number, part).await
+    }
+
+    /// What was received as blocks; parts are never kept in their row.
+    fn referred(&self, content: Content) -> Referred {
+        match content {
+            Content::Blocks(referred) => referred,
+            Content::Inline(_) => Referred { blocks: Vec::new(), since: Moment::now(&self.env) },
+        }
     }
 
     async fn commit_part(
@@ -138,17 +146,24 @@ impl Gateway {
     ) -> Result<PartDone, DomainError> {
         let place = place_of(&upload.partition_key());
         let modified_ms = self.env.wall_millis();
-        let mut floor = Stamp::ZERO;
+        let (mut floor, mut burnt) = (Stamp::ZERO, false);
         for attempt in 0..MAX_OUTDATED_TRIES {
-            let in_row = part.blocks.len() <= MAX_ROW_BLOCKS;
-            let chunks = part.blocks.chunks(hayloft_common::limits::MANIFEST_CHUNK).len() as u32;
+            if burnt || !part.referred.is_fresh(&self.env) {
+                // As for objects: an id whose row may have been superseded somewhere, or whose references may be given
+                // up, is not used (again).
+                part.id = self.new_version();
+                self.adopt_again(part.id, &part_owner(upload, number), &mut part.referred).await?;
+            }
+            let blocks = &part.referred.blocks;
+            let in_row = blocks.len() <= MAX_ROW_BLOCKS;
+            let chunks = blocks.chunks(hayloft_common::limits::MANIFEST_CHUNK).len() as u32;
             let version = PartVersion {
                 id: part.id,
                 modified_ms,
                 size: part.size,
                 md5: part.md5,
                 checksum: part.checksum.clone(),
-                blocks: if in_row { part.blocks.clone() } else { Vec::new() },
+                blocks: if in_row { blocks.clone() } else { Vec::new() },
                 manifest_chunks: if in_row { 0 } else { chunks },
             };
             let row = PartRow {
@@ -162,7 +177,7 @@ impl Gateway {
             };
             match self.store.write_rows(place, WriteMode::Put, vec![row_bytes(&row)]).await? {
                 Wrote::Done => {
-                    let known = KnownPart { id: part.id, blocks: part.blocks.into() };
+                    let known = KnownPart { id: part.id, blocks: part.referred.blocks.into() };
                     self.parts.put(upload.upload, number, known);
                     let etag = hex::encode(part.md5);
                     return Ok(PartDone { etag, checksum: part.checksum, modified_ms, size: part.size });
@@ -170,9 +185,7 @@ impl Gateway {
                 Wrote::Outdated(newest) => floor = floor.max(newest),
             }
             self.back_off(attempt).await;
-            // As for objects: an id whose row may have been superseded somewhere is not used again.
-            part.id = self.new_version();
-            self.adopt(part.id, &part_owner(upload, number), &part.blocks).await?;
+            burnt = true;
         }
         Err(DomainError::Contention)
     }
@@ -200,11 +213,11 @@ impl Gateway {
         let algorithm = open.checksum.map(|(algorithm, _)| algorithm);
         let (id, owner) = (self.new_version(), part_owner(&upload, number));
         let store = async {
-            let blocks = self.copy_blocks(id, &owner, source, range.clone()).await?;
-            if blocks.len() > MAX_ROW_BLOCKS {
-                self.write_manifest(id, &blocks).await?;
+            let referred = self.copy_blocks(id, &owner, source, range.clone()).await?;
+            if referred.blocks.len() > MAX_ROW_BLOCKS {
+                self.write_manifest(id, &referred.blocks).await?;
             }
-            Ok::<_, DomainError>(blocks)
+            Ok::<_, DomainError>(referred)
         };
         let digest = async {
             match known_digests(source, &range, algorithm) {
@@ -212,8 +225,16 @@ impl Gateway {
                 None => self.digest(source, range.clone(), algorithm).await.map(|d| (d.md5, d.checksum)),
             }
         };
-        let (blocks, (md5, checksum)) = tokio::try_join!(store, digest)?;
-        self.commit_part(&upload, number, NewPart { id, size, md5, checksum, blocks }).await
+        // Side by side; reading a large source through takes long.
+        let (referred, (md5, checksum)) = match select(pin!(store), pin!(digest)).await {
+            Either::Left((referred, digest)) => {
+                let mut referred = referred?;
+                let digests = self.while_renewing(id, &owner, &mut referred, digest).await?;
+                (referred, digests)
+            }
+            Either::Right((digests, store)) => (store.await?, digests?),
+        };
+        self.commit_part(&upload, number, NewPart { id, size, md5, checksum, referred }).await
     }
 
     /// Makes the bytes of a range belong to `version`: whole blocks by reference, pieces of blocks and inline data
@@ -224,7 +245,7 @@ impl Gateway {
         owner: &BlockOwner,
         source: &ObjectHead,
         range: Range<u64>,
-    ) -> Result<Vec<BlockEntry>, DomainError> {
+    ) -> Result<Referred, DomainError> {
         let data = &detail(source)?.data;
         if let ObjectData::Inline(bytes) = data {
             let bytes = bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
@@ -237,6 +258,7 @@ impl Gateway {
         let mut blocks = Vec::with_capacity(all.len());
         let refer = self.refer(version, owner, &whole);
         let edges = async {
+            let mut since = Moment::now(&self.env);
             for piece in &all {
                 let Piece { entry, from, to } = piece;
                 let len = (to - from) as u64;
@@ -247,14 +269,16 @@ impl Gateway {
                     let bytes = bytes.map(|piece| {
                         piece.map_err(|e| BodyError { fault: BodyFault::Incomplete, reason: e.to_string() })
                     });
-                    blocks.extend(self.store_piece(version, owner, bytes.boxed()).await?);
+                    let piece = self.store_piece(version, owner, bytes.boxed()).await?;
+                    since = since.min(piece.since);
+                    blocks.extend(piece.blocks);
                 }
                 at += len;
             }
-            Ok(())
+            Ok(since)
         };
-        tokio::try_join!(refer, edges)?;
-        Ok(blocks)
+        let (whole, edges) = tokio::try_join!(refer, edges)?;
+        Ok(Referred { blocks, since: whole.min(edges) })
     }
 
     /// Stores the bytes of part of a block as blocks of their own.
@@ -263,12 +287,10 @@ impl Gateway {
         version: VersionId,
         owner: &BlockOwner,
         bytes: Body,
-    ) -> Result<Vec<BlockEntry>, DomainError> {
+    ) -> Result<Referred, DomainError> {
         let target = Target { version, owner: owner.clone(), inline_max: 0, algorithm: None };
-        match receive(self, &target, &BodyChecks::default(), bytes).await?.content {
-            Content::Blocks(blocks) => Ok(blocks),
-            Content::Inline(_) => Ok(Vec::new()),
-        }
+        let received = receive(self, &target, &BodyChecks::default(), bytes).await?;
+        Ok(self.referred(received.content))
     }
 
     /// Parts behind number `after` (0: all), at most `max` (up to 1,000).
@@ -279,8 +301,9 @@ impl Gateway {
         max: usize,
     ) -> Result<PartListing, DomainError> {
         let max = max.min(MAX_LIST_PAGE);
-        let read = self.read_parts(upload, after.saturating_add(1)..u16::MAX, max + 1);
-        let (open, rows) = tokio::try_join!(self.open_upload(upload), read)?;
+        let reading = upload.bucket.reading();
+        let read = self.read_parts(reading, upload, after.saturating_add(1)..u16::MAX, max + 1);
+        let (open, rows) = tokio::try_join!(self.open_upload_as(reading, upload), read)?;
         let mut parts: Vec<PartInfo> = rows.iter().filter_map(part_info).collect();
         let more = parts.len() > max;
         parts.truncate(max);
@@ -292,6 +315,7 @@ impl Gateway {
     /// Live parts with numbers in `numbers`, in order; stops when it has `enough`.
     pub(super) async fn read_parts(
         &self,
+        reading: Reading,
         upload: &UploadRef,
         numbers: Range<u16>,
         enough: usize,
@@ -305,7 +329,7 @@ impl Gateway {
         loop {
             let want = enough.saturating_sub(out.len()).max(1);
             let (rows, next) =
-                self.read_range::<PartRow>(&upload.partition_key(), from, end.clone(), want).await?;
+                self.read_range::<PartRow>(reading, &upload.partition_key(), from, end.clone(), want).await?;
             out.extend(rows.into_iter().filter(hayloft_common::schema::Row::is_live));
             match next {
                 Some(next) if out.len() < enough => from = next,

@@ -7,8 +7,9 @@
 //! is a version with an id of its own and new references, since a replica that took the first try and then saw
 //! the newer row has begun to remove that version's references.
 
+use super::moment::Moment;
 use super::read::{self, Fetch, data_of};
-use super::receive::{Content, Target, receive};
+use super::receive::{Content, Referred, Target, receive};
 use super::rows::decode;
 use super::store::{Wrote, place_of, row_bytes};
 use super::{
@@ -60,7 +61,6 @@ pub(super) struct NewVersion {
     pub(super) etag: String,
     pub(super) checksum: Option<Checksum>,
     pub(super) parts: Vec<PartEntry>,
-    /// Blocks: durable and referred to by `version`, manifest rows written if needed.
     pub(super) content: Content,
 }
 
@@ -74,6 +74,12 @@ pub(super) fn read_object(bucket: &Bucket, key: &str) -> ReadRow {
         partition_key: index_partition_key(&bucket.id(), bucket.shard_of(key)),
         sort_key: ObjectRow::sort_key_of(key, Slot::Null),
     }
+}
+
+/// References of an upload could not be kept fresh.
+pub(super) fn not_fresh() -> DomainError {
+    let detail = "references of blocks could not be renewed in time; the upload has to start over".into();
+    DomainError::Unavailable { detail }
 }
 
 fn object_row(bucket: &Bucket, key: &str, stamp: Stamp, state: ObjectState) -> ObjectRow {
@@ -132,23 +138,26 @@ impl Gateway {
             parts: Vec::new(),
             content: received.content,
         };
-        self.commit(new, Stamp::ZERO, || self.new_version(), Vec::new()).await
+        self.commit(new, Stamp::ZERO, || self.new_version(), |_| Vec::new()).await
     }
 
-    /// Writes a version's row, with `others` in the same transaction. `fresh` makes the version id of a retry.
+    /// Writes a version's row, with `others` (made for its stamp) in the same transaction. `fresh` makes the version
+    /// id of a retry. A version whose references are not fresh is not committed but given a new id and new ones: the
+    /// old ones may be deleted at any moment (see the decision on references of uncommitted versions).
     #[tracing::instrument(level = "debug", name = "object insert", skip_all)]
     pub(super) async fn commit(
         self: &Arc<Self>,
         new: NewVersion,
         floor: Stamp,
         fresh: impl Fn() -> VersionId + Send,
-        others: Vec<RowBytes>,
+        others: impl Fn(Stamp) -> Vec<RowBytes> + Send,
     ) -> Result<PutDone, DomainError> {
-        let NewVersion { bucket, key, mut version, headers, size, etag, checksum, parts, content } = new;
-        let (data, blocks) = match content {
-            Content::Inline(bytes) => (ObjectData::Inline(bytes), Vec::new()),
-            Content::Blocks(blocks) => (data_of(blocks.clone()), blocks),
+        let NewVersion { bucket, key, version, headers, size, etag, checksum, parts, content } = new;
+        let (data, mut referred) = match content {
+            Content::Inline(bytes) => (ObjectData::Inline(bytes), None),
+            Content::Blocks(referred) => (data_of(referred.blocks.clone()), Some(referred)),
         };
+        let owner = owner(&bucket, &key);
         let modified_ms = self.env.wall_millis();
         let detail = ObjectDetail { headers, checksum: checksum.clone(), parts, data };
         let mut state = ObjectVersion {
@@ -160,39 +169,56 @@ impl Gateway {
             detail: Some(Box::new(detail)),
         };
         let mut floor = floor;
+        let mut burnt = false;
         for attempt in 0..MAX_OUTDATED_TRIES {
+            if burnt || referred.as_ref().is_some_and(|r| !r.is_fresh(&self.env)) {
+                state.id = fresh();
+                if let Some(referred) = &mut referred {
+                    self.adopt_again(state.id, &owner, referred).await?;
+                }
+            }
             let stamp = self.clock.above(floor);
             let row = object_row(&bucket, &key, stamp, ObjectState::Live(Box::new(state.clone())));
             let place = place_of(&row.partition_key());
             let mut rows = vec![row_bytes(&row)];
-            rows.extend(others.iter().cloned());
+            rows.extend(others(stamp));
             match self.store.write_rows(place, WriteMode::Put, rows).await? {
                 Wrote::Done => return Ok(PutDone { etag, checksum, modified_ms, size }),
                 Wrote::Outdated(newest) => floor = floor.max(newest),
             }
             self.back_off(attempt).await;
-            version = fresh();
-            state.id = version;
-            self.adopt(version, &owner(&bucket, &key), &blocks).await?;
+            burnt = true;
         }
         Err(DomainError::Contention)
     }
 
-    /// Makes blocks belong to `version` as well: references, and manifest rows if they are many. 1 R.
+    /// Makes blocks belong to `version` as well: references, and manifest rows if they are many. 1 R. Answers since
+    /// when the references are fresh.
     pub(super) async fn adopt(
         self: &Arc<Self>,
         version: VersionId,
         owner: &BlockOwner,
         blocks: &[BlockEntry],
-    ) -> Result<(), DomainError> {
+    ) -> Result<Moment, DomainError> {
         let manifest = async {
             if blocks.len() > hayloft_common::limits::MAX_ROW_BLOCKS {
                 self.write_manifest(version, blocks).await?;
             }
             Ok(())
         };
-        tokio::try_join!(self.refer(version, owner, blocks), manifest)?;
-        Ok(())
+        let (since, ()) = tokio::try_join!(self.refer(version, owner, blocks), manifest)?;
+        Ok(since)
+    }
+
+    /// As [`Gateway::adopt`], for a version about to be committed instead of another one.
+    pub(super) async fn adopt_again(
+        self: &Arc<Self>,
+        version: VersionId,
+        owner: &BlockOwner,
+        referred: &mut Referred,
+    ) -> Result<(), DomainError> {
+        referred.since = self.adopt(version, owner, &referred.blocks).await?;
+        if referred.is_fresh(&self.env) { Ok(()) } else { Err(not_fresh()) }
     }
 
     /// As [`Gateway::open_at`] for a reader that begins at the first byte (of the part).
@@ -215,10 +241,11 @@ impl Gateway {
         first: Option<u64>,
     ) -> Result<OpenObject, DomainError> {
         check_key(key)?;
+        let asked = Moment::now(&self.env);
         let mut early = self.store.read_row_early(read_object(bucket, key));
         let guess = early.first().await?;
         let prefetched = first.and_then(|at| self.prefetch(guess.as_deref()?, part, at));
-        let row = self.merge_and_repair(&early.quorum().await?)?;
+        let row = self.settle(bucket.reading(), asked, &early.quorum().await?).await?;
         let head = head_of(row, key, part)?;
         // A block is named by its hash: if the guess was stale, reading takes the prefetched one only if it is right.
         Ok(OpenObject { head, gateway: self.clone(), prefetched })
@@ -242,7 +269,7 @@ impl Gateway {
     ) -> Result<ObjectHead, DomainError> {
         check_key(key)?;
         let ReadRow { partition_key, sort_key, .. } = read_object(bucket, key);
-        head_of(self.read(partition_key, sort_key).await?, key, part)
+        head_of(self.read_as(bucket.reading(), partition_key, sort_key).await?, key, part)
     }
 
     /// Opens what [`Gateway::head`] found, for reading.

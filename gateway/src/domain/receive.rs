@@ -10,25 +10,29 @@
 //! byte. A manifest (more than `MAX_ROW_BLOCKS` blocks) is written while the last blocks are under way.
 //!
 //! Until its version is committed nothing of this is visible. References are renewed every [`HEARTBEAT`], so that a
-//! slow upload is not taken for an abandoned one. An error drops what is under way; what was stored is found by age.
+//! slow upload is not taken for an abandoned one; one whose references can't be renewed is given up. An error drops what is under way; what was stored is found by age.
 
 use super::budget::{Claim, hold};
 use super::digest::{DigestTask, Digesting, Digests};
-use super::store::row_bytes;
+use super::moment::Moment;
+use super::objects::not_fresh;
+use super::store::{StoreError, row_bytes};
 use super::{Body, BodyChecks, BodyError, BodyFault, DomainError, Expected, Gateway};
-use crate::limits::{HEARTBEAT, PUT_BLOCKS_IN_FLIGHT};
+use crate::limits::{COMMIT_MAX_AGE, HEARTBEAT, HEARTBEAT_RETRY, PUT_BLOCKS_IN_FLIGHT, RENEWAL_MAX_AGE};
 use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use hayloft_common::block;
+use hayloft_common::env::Env;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::VersionId;
 use hayloft_common::limits::{MAX_PUT_SIZE, MAX_ROW_BLOCKS};
-use hayloft_common::map::HashSet;
+use hayloft_common::map::HashMap;
 use hayloft_common::schema::{BlockEntry, BlockOwner, BlockRefRow, Checksum, ChecksumAlgorithm};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Work on less than this is done in line: handing it to another thread costs more.
 const IN_LINE: usize = 32 << 10;
@@ -36,8 +40,21 @@ const IN_LINE: usize = 32 << 10;
 /// Where the bytes of a body went.
 pub(super) enum Content {
     Inline(Vec<u8>),
-    /// Durable, with references of the version; with manifest rows if more than `MAX_ROW_BLOCKS`.
-    Blocks(Vec<BlockEntry>),
+    Blocks(Referred),
+}
+
+/// Blocks in order, durable, with references of one version; with manifest rows if more than `MAX_ROW_BLOCKS`.
+pub(super) struct Referred {
+    pub(super) blocks: Vec<BlockEntry>,
+    /// No reference was written or renewed before this.
+    pub(super) since: Moment,
+}
+
+impl Referred {
+    /// Whether the version may be committed as it is: no node can have begun to give up its references.
+    pub(super) fn is_fresh(&self, env: &Env) -> bool {
+        self.blocks.is_empty() || self.since.age(env) <= COMMIT_MAX_AGE
+    }
 }
 
 /// A body that came in whole and passed its checks.
@@ -81,7 +98,30 @@ impl Filling {
     }
 }
 
-type Sends = FuturesUnordered<BoxFuture<'static, Result<(), DomainError>>>;
+/// Blocks on their way, and those that are there.
+#[derive(Default)]
+struct Sends {
+    calls: FuturesUnordered<BoxFuture<'static, Result<Option<Hash>, DomainError>>>,
+    /// Every block sent: since when it is on its way, `None` when it is stored.
+    sent: HashMap<Hash, Option<Moment>>,
+}
+
+impl Sends {
+    /// Awaits the end of a send. `None`: none is under way.
+    async fn next(&mut self) -> Option<Result<(), DomainError>> {
+        let sent = self.calls.next().await?;
+        Some(sent.map(|block| {
+            if let Some(block) = block {
+                self.sent.insert(block, None);
+            }
+        }))
+    }
+
+    /// The earliest time at which the reference of a block that is still on its way may have been written.
+    fn oldest(&self) -> Option<Moment> {
+        self.sent.values().flatten().copied().reduce(Moment::min)
+    }
+}
 
 /// Awaits `work` while sends go on; a failed send ends it.
 async fn beside<T>(sends: &mut Sends, work: impl Future<Output = T>) -> Result<T, DomainError> {
@@ -101,8 +141,10 @@ struct Receiver<'a> {
     sends: Sends,
     digests: Option<DigestTask>,
     entries: Vec<BlockEntry>,
-    sent: HashSet<Hash>,
-    renewed: std::time::Duration,
+    /// No reference of a block that is stored was written or renewed before this.
+    since: Moment,
+    /// When to renew them next (of `Env::now`).
+    renew_at: Duration,
 }
 
 /// Takes in a body. `checks.checksum` is compared with the digest of [`Target::algorithm`].
@@ -118,11 +160,11 @@ pub(super) async fn receive(
     let mut receiver = Receiver {
         gateway,
         target,
-        sends: Sends::new(),
+        sends: Sends::default(),
         digests: None,
         entries: Vec::new(),
-        sent: HashSet::default(),
-        renewed: gateway.env.now(),
+        since: Moment::now(&gateway.env),
+        renew_at: gateway.env.now() + HEARTBEAT,
     };
     let mut size = 0u64;
     let mut filling: Option<Filling> = None;
@@ -187,10 +229,13 @@ impl Receiver<'_> {
     /// The next piece of the body, while sends go on and references are renewed.
     async fn next_piece(&mut self, body: &mut Body) -> Result<Option<Bytes>, DomainError> {
         loop {
-            let since = self.gateway.env.now().saturating_sub(self.renewed);
-            let next = tokio::time::timeout(HEARTBEAT.saturating_sub(since), body.next());
-            if let Ok(piece) = beside(&mut self.sends, next).await? {
-                return Ok(piece.transpose()?);
+            let left = self.renew_at.saturating_sub(self.gateway.env.now());
+            // At its end the time-out still polls the body first: a body that never waits must not put off a renewal.
+            if !left.is_zero() {
+                let next = tokio::time::timeout(left, body.next());
+                if let Ok(piece) = beside(&mut self.sends, next).await? {
+                    return Ok(piece.transpose()?);
+                }
             }
             self.renew().await?;
         }
@@ -198,12 +243,19 @@ impl Receiver<'_> {
 
     /// Tells the storage nodes that this upload lives.
     async fn renew(&mut self) -> Result<(), DomainError> {
-        let renewal = self.gateway.refer(self.target.version, &self.target.owner, &self.entries);
-        if let Err(error) = beside(&mut self.sends, renewal).await? {
-            // The references last much longer than one beat.
-            tracing::warn!(%error, "references of an upload under way could not be renewed; tried again later");
+        let stored: Vec<BlockEntry> = {
+            let sent = &self.sends.sent;
+            self.entries.iter().filter(|entry| sent.get(&entry.hash) == Some(&None)).copied().collect()
+        };
+        // What is on its way may have been written since it was sent, but is not renewed.
+        let oldest = self.sends.oldest();
+        let gateway = self.gateway.clone();
+        let renewal = gateway.renew(self.target.version, &self.target.owner, &stored, self.since);
+        let renewed = beside(&mut self.sends, renewal).await??;
+        self.renew_at = gateway.env.now() + if renewed.is_some() { HEARTBEAT } else { HEARTBEAT_RETRY };
+        if let Some(since) = renewed {
+            self.since = oldest.map_or(since, |oldest| oldest.min(since));
         }
-        self.renewed = self.gateway.env.now();
         Ok(())
     }
 
@@ -257,18 +309,19 @@ impl Receiver<'_> {
         };
         drop(claim);
         self.entries.push(BlockEntry { hash, len: len as u32 });
-        if self.sent.insert(hash) {
+        if !self.sends.sent.contains_key(&hash) {
             self.put(hash, sealed).await?;
         }
         Ok(())
     }
 
     async fn put(&mut self, hash: Hash, envelope: Bytes) -> Result<(), DomainError> {
-        while self.sends.len() >= PUT_BLOCKS_IN_FLIGHT {
+        while self.sends.calls.len() >= PUT_BLOCKS_IN_FLIGHT {
             if let Some(sent) = self.sends.next().await {
                 sent?;
             }
         }
+        self.sends.sent.insert(hash, Some(Moment::now(&self.gateway.env)));
         let reference = row_bytes(&BlockRefRow {
             block: hash,
             version: self.target.version,
@@ -277,7 +330,10 @@ impl Receiver<'_> {
             deleted: false,
         });
         let store = self.gateway.store.clone();
-        self.sends.push(Box::pin(async move { Ok(store.put_block(hash, reference, envelope).await?) }));
+        self.sends.calls.push(Box::pin(async move {
+            store.put_block(hash, reference, envelope).await?;
+            Ok(Some(hash))
+        }));
         Ok(())
     }
 
@@ -294,7 +350,10 @@ impl Receiver<'_> {
         if self.entries.len() > MAX_ROW_BLOCKS {
             let (gateway, version, entries) =
                 (self.gateway.clone(), self.target.version, self.entries.clone());
-            self.sends.push(Box::pin(async move { gateway.write_manifest(version, &entries).await }));
+            self.sends.calls.push(Box::pin(async move {
+                gateway.write_manifest(version, &entries).await?;
+                Ok(None)
+            }));
         }
         while let Some(sent) = self.sends.next().await {
             sent?;
@@ -303,6 +362,56 @@ impl Receiver<'_> {
             Some(task) => task.finish().await?,
             None => Digesting::new(self.target.algorithm).finish(),
         };
-        Ok((digests, Content::Blocks(self.entries)))
+        Ok((digests, Content::Blocks(Referred { blocks: self.entries, since: self.since })))
+    }
+}
+
+impl Gateway {
+    /// Renews the references of a version that is not committed yet; they are fresh since `since`. Answers since when
+    /// they are fresh now; `None` if it failed for once and should be tried again soon. Fails when they are too old to
+    /// go on with.
+    async fn renew(
+        &self,
+        version: VersionId,
+        owner: &BlockOwner,
+        blocks: &[BlockEntry],
+        since: Moment,
+    ) -> Result<Option<Moment>, DomainError> {
+        let renewed = self.try_refer(version, owner, blocks).await;
+        let age = since.age(&self.env);
+        match renewed {
+            // A renewal that comes so late may meet nodes that have begun to give the references up.
+            Ok(_) if age > COMMIT_MAX_AGE => Err(not_fresh()),
+            Ok(since) => Ok(Some(since)),
+            Err(error) if age > RENEWAL_MAX_AGE || !matches!(error, StoreError::Unavailable(_)) => {
+                tracing::warn!(%error, ?age, "references of an upload under way could not be renewed; given up");
+                Err(not_fresh())
+            }
+            Err(error) => {
+                // The references last much longer than one beat.
+                tracing::warn!(%error, "references of an upload under way could not be renewed; tried again soon");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Awaits `work` while the references of a version that is not committed yet are renewed.
+    pub(super) async fn while_renewing<T>(
+        &self,
+        version: VersionId,
+        owner: &BlockOwner,
+        referred: &mut Referred,
+        work: impl Future<Output = Result<T, DomainError>>,
+    ) -> Result<T, DomainError> {
+        let mut work = pin!(work);
+        let mut pause = HEARTBEAT;
+        loop {
+            if let Ok(done) = tokio::time::timeout(pause, &mut work).await {
+                return done;
+            }
+            let renewed = self.renew(version, owner, &referred.blocks, referred.since).await?;
+            pause = if renewed.is_some() { HEARTBEAT } else { HEARTBEAT_RETRY };
+            referred.since = renewed.unwrap_or(referred.since);
+        }
     }
 }

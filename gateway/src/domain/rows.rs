@@ -1,6 +1,8 @@
-//! Rows by quorum: read and merge (with repair of nodes that lag), write, page through, refer to blocks.
+//! Rows by quorum: read, write, refer to blocks. What is done with replies that differ is in [`super::settle`].
 
-use super::store::{Wrote, place_of, place_of_block, row_bytes};
+use super::moment::Moment;
+use super::settle::Reading;
+use super::store::{StoreError, Wrote, place_of, place_of_block, row_bytes};
 use super::{DomainError, Gateway};
 use crate::limits::{FAN_OUT, MAX_OUTDATED_TRIES, REFER_BATCH};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -12,12 +14,9 @@ use hayloft_common::limits::MANIFEST_CHUNK;
 use hayloft_common::map::HashSet;
 use hayloft_common::schema::{BlockEntry, BlockOwner, BlockRefRow, ManifestRow, Row};
 use hayloft_common::stamp::Stamp;
-use hayloft_proto::message::table::{ReadRange, ReadRow, RowBytes, WriteMode};
+use hayloft_proto::message::table::{RowBytes, WriteMode};
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// Read repairs under way at once; a further one is left to anti-entropy.
-pub(super) const MAX_REPAIRS: usize = 64;
 
 pub(super) fn decode<R: Row>(bytes: &[u8]) -> Result<R, DomainError> {
     codec::decode(bytes).map_err(|e| DomainError::Damaged { detail: e.to_string() })
@@ -29,23 +28,6 @@ pub(super) async fn all<T, E, F: Future<Output = Result<T, E>>>(calls: Vec<F>) -
     stream::iter(calls).buffered(FAN_OUT).try_collect().await
 }
 
-/// Merges the replies of a quorum. The flag says whether a node that answered lacks something.
-pub(super) fn merge<R: Row>(replies: &[Option<Vec<u8>>]) -> Result<(Option<R>, bool), DomainError> {
-    let differ = replies.windows(2).any(|pair| pair[0] != pair[1]);
-    let mut merged: Option<R> = None;
-    for bytes in replies.iter().flatten() {
-        if !differ && merged.is_some() {
-            break;
-        }
-        let row: R = decode(bytes)?;
-        match &mut merged {
-            Some(have) => have.merge(&row),
-            None => merged = Some(row),
-        }
-    }
-    Ok((merged, differ))
-}
-
 impl Gateway {
     /// A row as a read quorum knows it, tombstones included. 1 R.
     pub(super) async fn read<R: Row>(
@@ -53,31 +35,7 @@ impl Gateway {
         partition_key: Vec<u8>,
         sort_key: Vec<u8>,
     ) -> Result<Option<R>, DomainError> {
-        let replies = self.store.read_row(ReadRow { table: R::TABLE, partition_key, sort_key }).await?;
-        self.merge_and_repair(&replies)
-    }
-
-    pub(super) fn merge_and_repair<R: Row>(
-        &self,
-        replies: &[Option<Vec<u8>>],
-    ) -> Result<Option<R>, DomainError> {
-        let (row, differ) = merge::<R>(replies)?;
-        if let Some(row) = row.as_ref().filter(|_| differ) {
-            self.repair(row);
-        }
-        Ok(row)
-    }
-
-    /// Writes a merged row back, beside the request.
-    fn repair<R: Row>(&self, row: &R) {
-        let Ok(permit) = self.repairs.clone().try_acquire_owned() else { return };
-        let (store, place, row) = (self.store.clone(), place_of(&row.partition_key()), row_bytes(row));
-        self.env.spawn("read repair", async move {
-            if let Err(error) = store.write_rows(place, WriteMode::Merge, vec![row]).await {
-                tracing::debug!(%error, "read repair failed; anti-entropy will do it");
-            }
-            drop(permit);
-        });
+        self.read_as(Reading::Plain, partition_key, sort_key).await
     }
 
     /// Writes a row whose merge keeps all that both sides know. 1 R.
@@ -115,59 +73,26 @@ impl Gateway {
         }
     }
 
-    /// All rows of a range as a read quorum knows them, tombstones included, up to `limit` (about). Returns where to
-    /// go on, if there is more.
-    pub(super) async fn read_range<R: Row>(
-        &self,
-        partition_key: &[u8],
-        from: Vec<u8>,
-        to: Option<Vec<u8>>,
-        limit: usize,
-    ) -> Result<(Vec<R>, Option<Vec<u8>>), DomainError> {
-        let mut rows: BTreeMap<Vec<u8>, R> = BTreeMap::new();
-        let mut from = from;
-        loop {
-            let replies = self
-                .store
-                .read_range(ReadRange {
-                    table: R::TABLE,
-                    partition_key: partition_key.to_vec(),
-                    from: from.clone(),
-                    to: to.clone().map(serde_bytes::ByteBuf::from),
-                    limit: (limit - rows.len()).clamp(1, 1000) as u32,
-                })
-                .await?;
-            // What every reply covers: below the lowest point at which one of them stopped.
-            let next = replies.iter().filter_map(|r| r.next.as_ref()).min().map(|n| n.to_vec());
-            for bytes in replies.iter().flat_map(|r| &r.rows) {
-                let row: R = decode(bytes)?;
-                let key = row.sort_key();
-                if next.as_ref().is_some_and(|n| key >= *n) {
-                    continue;
-                }
-                match rows.get_mut(&key) {
-                    Some(have) => have.merge(&row),
-                    None => {
-                        rows.insert(key, row);
-                    }
-                }
-            }
-            match next {
-                Some(next) if rows.len() < limit && next > from => from = next,
-                next => return Ok((rows.into_values().collect(), next)),
-            }
-        }
-    }
-
     /// Makes references of `version` to blocks that should be there. 1 R, whatever their number (in groups of
     /// partitions, a few at once). Blocks that no node which answered holds are fetched from elsewhere and stored
-    /// again; `Damaged` if they are gone.
+    /// again; `Damaged` if they are gone. Answers since when the references are fresh.
     pub(super) async fn refer(
         &self,
         version: VersionId,
         owner: &BlockOwner,
         blocks: &[BlockEntry],
-    ) -> Result<(), DomainError> {
+    ) -> Result<Moment, DomainError> {
+        Ok(self.try_refer(version, owner, blocks).await?)
+    }
+
+    /// As [`Gateway::refer`]; `Conflict` when the version's references were given up.
+    pub(super) async fn try_refer(
+        &self,
+        version: VersionId,
+        owner: &BlockOwner,
+        blocks: &[BlockEntry],
+    ) -> Result<Moment, StoreError> {
+        let since = Moment::now(&self.env);
         let created_ms = self.env.wall_millis();
         let mut groups: BTreeMap<u16, Vec<RowBytes>> = BTreeMap::new();
         let mut places: BTreeMap<u16, Hash> = BTreeMap::new();
@@ -192,11 +117,12 @@ impl Gateway {
             let plain = self.store.get_block(hash, max).await?;
             // One copy somewhere is not a write quorum: it is stored again before anything relies on it.
             let level = self.config.compression;
-            let envelope = self.env.run_blocking(move || block::seal(&plain, level)).await?;
+            let envelope = self.env.run_blocking(move || block::seal(&plain, level)).await;
+            let envelope = envelope.map_err(|e| StoreError::Unavailable(e.to_string()))?;
             let row = BlockRefRow { block: hash, version, created_ms, owner: owner.clone(), deleted: false };
             self.store.put_block(hash, row_bytes(&row), envelope).await?;
         }
-        Ok(())
+        Ok(since)
     }
 
     /// Writes the manifest rows of a block list too long for its row. 1 R.

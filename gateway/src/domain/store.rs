@@ -25,6 +25,10 @@ pub enum StoreError {
     /// Every copy asked for is missing or damaged.
     #[error("{0}")]
     Damaged(String),
+    /// A node holds a deleted reference of the version written: the version was given up as abandoned and its id must
+    /// not be used any more, whatever other nodes accepted.
+    #[error("{0}")]
+    Conflict(String),
 }
 
 impl From<StoreError> for DomainError {
@@ -33,6 +37,8 @@ impl From<StoreError> for DomainError {
             StoreError::Unavailable(detail) => Self::Unavailable { detail },
             StoreError::NoSpace(detail) => Self::NoSpace { detail },
             StoreError::Damaged(detail) => Self::Damaged { detail },
+            // A try with a version id of its own may succeed.
+            StoreError::Conflict(detail) => Self::Unavailable { detail },
         }
     }
 }
@@ -46,6 +52,20 @@ pub enum Wrote {
     Outdated(Stamp),
 }
 
+/// What a read quorum answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replies<T> {
+    pub all: Vec<T>,
+    /// Whether what all these replies agree on will be met by every later read: they are those of a write quorum, and
+    /// the rows have no other set of nodes. False when in doubt.
+    ///
+    /// With `n` copies, read quorum `r = ceil(n / 2)` and write quorum `w = n + 1 - r`: for odd `n` both are
+    /// `(n + 1) / 2`, so replies that agree are proof. For even `n`, `r = w - 1`: the other `n - r = r` nodes are a read
+    /// quorum that may know nothing of it. (`n = 1`: 1, 1. `n = 2`: r 1, w 2. `n = 3`: 2, 2. `n = 5`: 3, 3.) While the
+    /// layout changes, reads move from one set of nodes to another, which may not have it yet.
+    pub lasting: bool,
+}
+
 /// An encoded row of one node; `None` if it never had one.
 pub type StoredRow = Option<Vec<u8>>;
 
@@ -55,7 +75,7 @@ pub trait EarlyRow: Send {
     /// The first reply there is; it may be stale.
     async fn first(&mut self) -> Result<StoredRow, StoreError>;
     /// The replies of a read quorum.
-    async fn quorum(self: Box<Self>) -> Result<Vec<StoredRow>, StoreError>;
+    async fn quorum(self: Box<Self>) -> Result<Replies<StoredRow>, StoreError>;
 }
 
 /// See the module's head. `place` is the hash of the rows' partition key.
@@ -72,22 +92,22 @@ pub trait Store: Send + Sync + 'static {
         rows: Vec<RowBytes>,
     ) -> Result<Wrote, StoreError>;
 
-    async fn read_row(&self, read: ReadRow) -> Result<Vec<StoredRow>, StoreError>;
+    async fn read_row(&self, read: ReadRow) -> Result<Replies<StoredRow>, StoreError>;
 
     fn read_row_early(&self, read: ReadRow) -> Box<dyn EarlyRow>;
 
-    async fn read_range(&self, read: ReadRange) -> Result<Vec<ReadRangeReply>, StoreError>;
+    async fn read_range(&self, read: ReadRange) -> Result<Replies<ReadRangeReply>, StoreError>;
 
-    async fn list_keys(&self, list: ListKeys) -> Result<Vec<ListKeysReply>, StoreError>;
+    async fn list_keys(&self, list: ListKeys) -> Result<Replies<ListKeysReply>, StoreError>;
 
     async fn read_counters(&self, partition_key: Vec<u8>) -> Result<Vec<IndexCounters>, StoreError>;
 
     /// Stores an envelope with a reference row on a write quorum. The envelope may live on behind the answer, for
-    /// nodes that are late.
+    /// nodes that are late. `Conflict` when any node that answered says so.
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError>;
 
     /// Adds references to blocks of one partition, on a write quorum. Answers the blocks that none of the nodes
-    /// that answered holds.
+    /// that answered holds. `Conflict` when any node that answered says so.
     async fn refer_blocks(&self, place: Hash, references: Vec<RowBytes>) -> Result<Vec<Hash>, StoreError>;
 
     /// The plain block, checked against its hash, from the nearest node that has a good copy; at most `max` bytes.

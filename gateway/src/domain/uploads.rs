@@ -5,6 +5,7 @@
 //! object is whole or not there, since a complete makes references of its own before it commits.
 
 use super::digest::combines;
+use super::settle::Reading;
 use super::store::{place_of, row_bytes};
 use super::{CreateUpload, DomainError, Gateway, UploadRef, check_key};
 use hayloft_common::id::UploadId;
@@ -34,9 +35,9 @@ impl UploadRef {
     }
 }
 
-/// The row that closes an upload for good.
-pub(super) fn closed(row: &UploadRow) -> RowBytes {
-    row_bytes(&UploadRow { state: UploadState::Closed, ..row.clone() })
+/// The row that closes an upload for good; `completed`: the stamp of the object's row that goes with it.
+pub(super) fn closed(row: &UploadRow, completed: Option<Stamp>) -> RowBytes {
+    row_bytes(&UploadRow { state: UploadState::Closed, completed, ..row.clone() })
 }
 
 impl Gateway {
@@ -56,6 +57,7 @@ impl Gateway {
             upload,
             created_ms: self.env.wall_millis(),
             state: UploadState::Open { headers: create.headers, checksum: create.checksum },
+            completed: None,
         };
         self.write_put(place_of(&row.partition_key()), Stamp::ZERO, |_| vec![row_bytes(&row)]).await?;
         self.upload_sums.put(self.env.now(), upload, create.checksum);
@@ -64,10 +66,31 @@ impl Gateway {
 
     /// The upload, if it is open. 1 R.
     pub(super) async fn open_upload(&self, upload: &UploadRef) -> Result<OpenUpload, DomainError> {
+        self.open_upload_as(Reading::Plain, upload).await
+    }
+
+    pub(super) async fn open_upload_as(
+        &self,
+        reading: Reading,
+        upload: &UploadRef,
+    ) -> Result<OpenUpload, DomainError> {
+        let row = self.upload_row(reading, upload).await?.ok_or_else(|| upload.missing())?;
+        self.opened(upload, row)
+    }
+
+    /// The upload's row, open or closed. 1 R.
+    pub(super) async fn upload_row(
+        &self,
+        reading: Reading,
+        upload: &UploadRef,
+    ) -> Result<Option<UploadRow>, DomainError> {
         check_key(&upload.key)?;
         let sort_key = UploadRow::sort_key_of(&upload.key, &upload.upload);
-        let row: Option<UploadRow> = self.read(upload.partition_key(), sort_key).await?;
-        let row = row.ok_or_else(|| upload.missing())?;
+        self.read_as(reading, upload.partition_key(), sort_key).await
+    }
+
+    /// The upload of that row, if it is open.
+    pub(super) fn opened(&self, upload: &UploadRef, row: UploadRow) -> Result<OpenUpload, DomainError> {
         match row.state.clone() {
             UploadState::Open { headers, checksum } => {
                 self.upload_sums.put(self.env.now(), upload.upload, checksum);
@@ -80,7 +103,7 @@ impl Gateway {
     pub async fn abort_upload(&self, upload: &UploadRef) -> Result<(), DomainError> {
         let open = self.open_upload(upload).await?;
         let place = place_of(&upload.partition_key());
-        self.write_put(place, Stamp::ZERO, |_| vec![closed(&open.row)]).await?;
+        self.write_put(place, Stamp::ZERO, |_| vec![closed(&open.row, None)]).await?;
         Ok(())
     }
 }

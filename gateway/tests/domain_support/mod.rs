@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use hayloft_common::crdt::LwwMap;
+use hayloft_common::crdt::{Lww, LwwMap};
 use hayloft_common::env::Env;
 use hayloft_common::id::BucketId;
 use hayloft_common::schema::BucketRow;
@@ -40,6 +40,7 @@ pub(crate) fn bucket(shards: u16) -> Arc<Bucket> {
         index_shards: shards,
         deleted: false,
         aliases: LwwMap::new(),
+        monotonic_reads: Lww::default(),
     };
     Arc::new(Bucket { name: "bucket".into(), row })
 }
