@@ -6,6 +6,7 @@ mod bucket;
 mod key;
 mod layout;
 mod node;
+mod operate;
 mod progress;
 mod status;
 pub mod table;
@@ -90,6 +91,19 @@ pub enum Command {
     /// Replace a node by another
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Start a repair on one node or on all
+    Repair(operate::Repair),
+    /// Look at background workers and steer them
+    #[command(subcommand)]
+    Worker(operate::WorkerCommand),
+    /// Look at blocks in trouble
+    #[command(subcommand)]
+    Block(operate::BlockCommand),
+    /// Snapshots of the nodes' metadata
+    #[command(subcommand)]
+    Meta(operate::MetaCommand),
+    /// Look through everything the nodes hold for what is missing or should not be there
+    Verify(operate::Verify),
     /// Manage access keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -121,6 +135,11 @@ pub async fn run(client: &Client, command: &Command) -> anyhow::Result<Report> {
         Command::Status => status::run(client).await,
         Command::Layout(command) => layout::run(client, command).await,
         Command::Node(command) => node::run(client, command).await,
+        Command::Repair(repair) => operate::repair(client, repair).await,
+        Command::Worker(command) => operate::worker(client, command).await,
+        Command::Block(command) => operate::block(client, command).await,
+        Command::Meta(command) => operate::meta(client, command).await,
+        Command::Verify(verify) => operate::verify(client, verify).await,
         Command::Key(command) => key::run(client, command).await,
         Command::Bucket(command) => bucket::run(client, command).await,
     }
