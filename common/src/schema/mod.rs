@@ -6,6 +6,7 @@
 
 mod block_ref;
 mod bucket;
+mod floor;
 mod key;
 mod object;
 mod part;
@@ -14,6 +15,7 @@ mod upload;
 
 pub use block_ref::{BlockOwner, BlockRefRow};
 pub use bucket::{AliasRow, BucketRow};
+pub use floor::FloorRow;
 pub use key::{KeyId, KeyRow, Permissions};
 pub use object::{
     BlockEntry, Checksum, ChecksumAlgorithm, ChecksumKind, Headers, ManifestRow, ObjectData, ObjectDetail,
@@ -39,11 +41,12 @@ pub enum TableId {
     Part = 7,
     Manifest = 8,
     BlockRef = 9,
+    Floor = 13,
 }
 
 impl TableId {
     /// Every table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Key,
         Self::Bucket,
         Self::Alias,
@@ -52,6 +55,7 @@ impl TableId {
         Self::Part,
         Self::Manifest,
         Self::BlockRef,
+        Self::Floor,
     ];
 
     /// The name used in metrics, logs and as keyspace name.
@@ -65,6 +69,7 @@ impl TableId {
             Self::Part => "part",
             Self::Manifest => "manifest",
             Self::BlockRef => "block_ref",
+            Self::Floor => "floor",
         }
     }
 }

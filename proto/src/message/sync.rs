@@ -3,6 +3,7 @@
 
 use super::message;
 use hayloft_common::hash::Hash;
+use hayloft_common::id::VersionId;
 use hayloft_common::layout::Partition;
 use hayloft_common::schema::TableId;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,41 @@ pub struct AreQueuedReply {
     pub queued: Vec<bool>,
 }
 
+/// Rows of one partition key without their details. At most [`MAX_READ_HEADS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadHeads {
+    pub table: TableId,
+    #[serde(with = "serde_bytes")]
+    pub partition_key: Vec<u8>,
+    pub sort_keys: Vec<ByteBuf>,
+}
+
+/// Most rows of one [`ReadHeads`]: a part's row may take some 4 KiB without being whole otherwise.
+pub const MAX_READ_HEADS: usize = 500;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadHeadsReply {
+    /// One for each sort key, in order: the encoded row without its detail, tombstones included; `None` if there is none.
+    pub rows: Vec<Option<ByteBuf>>,
+}
+
+/// How long ago these references arrived (were made or renewed) last on the node. All of one partition, at most
+/// [`MAX_REFERENCES`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRenewals {
+    pub references: Vec<(Hash, VersionId)>,
+}
+
+/// Most references of one [`ReadRenewals`].
+pub const MAX_REFERENCES: usize = 1000;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRenewalsReply {
+    /// One for each reference, in order, in milliseconds by a clock that does not jump: at least so long ago. `None`: it
+    /// is not waiting to be looked at there.
+    pub ages_ms: Vec<Option<u64>>,
+}
+
 message!(ReadTotals => Totals, 60, Small, epoch: true);
 message!(ReadLeaves => LeavesReply, 61, Small, epoch: true);
 message!(SyncRows => SyncRowsReply, 62, Bulk, epoch: true);
@@ -143,3 +179,5 @@ message!(HoldTombstones => HoldTombstonesReply, 64, Small, epoch: true);
 message!(CollectTombstones => (), 65, Small, epoch: true);
 message!(WorkDone => (), 66, Small, epoch: true);
 message!(AreQueued => AreQueuedReply, 67, Small, epoch: true);
+message!(ReadHeads => ReadHeadsReply, 68, Small, epoch: true);
+message!(ReadRenewals => ReadRenewalsReply, 69, Small, epoch: true);
