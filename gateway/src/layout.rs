@@ -1,34 +1,32 @@
-//! Bringing a new layout into force: compute, check, agree, tell everybody (design §3).
+//! What operators want of the layout: stage changes, compute what they give, apply them, skip dead nodes (design §3).
 //!
-//! The pure parts (the computation, the proposer's rules) are in `common::layout`; here is the waiting around them.
-//! Two gateways that apply at the same time can't both win: the layout of an epoch is agreed on by the storage
-//! nodes' registers. Until data can be moved, a change that would move data that exists is refused.
+//! The pure parts (the computation, what may follow what) are in `common::layout`, the agreement among the storage
+//! nodes in `proto::agree`. A layout that is applied is introduced, or queued behind the change under way; the storage
+//! nodes carry it on from there. Guarantee: of several that apply a version, whatever they computed, at most one is
+//! told that it was its own. An epoch lost to a storage node that only carries the change on is no conflict: the
+//! same is tried again on top of it.
 
 use hayloft_common::env::Env;
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::{
-    ActiveLayout, Explanation, InvalidLayout, Layout, LayoutError, Proposer, Role, StagedChanges, Step,
-    compute,
+    ActiveLayout, Explanation, InvalidLayout, Layout, LayoutError, Phase, Role, StagedChanges, compute, risk,
 };
 use hayloft_common::stamp::HybridClock;
+use hayloft_proto::agree::{AgreeError, Agreement};
 use hayloft_proto::body::Body;
 use hayloft_proto::cluster::Cluster;
 use hayloft_proto::error::RpcError;
 use hayloft_proto::membership::Membership;
 use hayloft_proto::message::Message;
-use hayloft_proto::message::membership::{
-    AcceptLayout, LearnLayout, PrepareLayout, ReadInventory, StageChanges,
-};
+use hayloft_proto::message::membership::{ReadStatus, StageChanges};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// For one call of the procedure.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Rounds against other proposers before giving up.
-const MAX_ROUNDS: usize = 10;
 
-/// Why a layout was not applied, or changes not staged.
+/// Why changes were not staged, a layout not applied, or nodes not skipped.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error("version {asked} cannot be applied: the next one is {next}; look at the staged changes again")]
@@ -39,18 +37,28 @@ pub enum ApplyError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Invalid(#[from] InvalidLayout),
-    #[error(
-        "applying this would move {partitions} partitions that hold data, which this release cannot do yet; nothing was changed"
-    )]
-    WouldMoveData { partitions: usize },
     #[error("node {node} has no known address: connect it to the cluster first")]
     UnknownNode { node: NodeId },
     #[error(
-        "someone else changed the layout at the same time (version {version} is in force); look at it again"
+        "someone else changed the layout at the same time: version {version} is the newest now; look at it again"
     )]
     Conflict { version: u64 },
+    #[error(transparent)]
+    Agree(#[from] AgreeError),
     #[error("not enough storage nodes answered: {detail}")]
     Unreachable { detail: String },
+    #[error("no change of the layout is under way: there is nothing to wait for")]
+    NothingUnderWay,
+    #[error(
+        "the change under way is to version {under_way}, not {asked}; look at `hayloft layout history` again"
+    )]
+    OtherChange { asked: u64, under_way: u64 },
+    #[error("every node that the change to version {version} waits for can be reached: none is dead")]
+    NobodyDead { version: u64 },
+    #[error(
+        "without {nodes}, acknowledged writes of {partitions} partition(s) may be lost or missed: too few other copies are known to be complete. Bring a node back, or accept that with --allow-missing-data (`allowMissingData`)"
+    )]
+    DataAtRisk { partitions: usize, nodes: String },
     #[error("{0}")]
     BadRequest(String),
 }
@@ -61,22 +69,39 @@ pub struct Plan {
     pub explanation: Explanation,
 }
 
-/// A layout that is in force.
+/// A layout that was applied.
 pub struct Applied {
-    pub layout: ActiveLayout,
+    pub layout: Layout,
+    /// The one that it follows.
+    pub previous: Layout,
     pub explanation: Explanation,
+    /// All of the state right after.
+    pub active: ActiveLayout,
+}
+
+/// Nodes that a change is no longer waiting for.
+pub struct Skipped {
+    pub nodes: BTreeSet<NodeId>,
+    /// Those that may not know of the change.
+    pub not_at_epoch: Vec<NodeId>,
+    /// Those that may lack data of the version.
+    pub not_synced: Vec<NodeId>,
+    /// Partitions of which acknowledged writes may be lost or missed.
+    pub partitions_at_risk: usize,
 }
 
 /// Manages the layout on behalf of operators.
 pub struct LayoutManager {
     env: Env,
     membership: Arc<Membership>,
+    agreement: Agreement,
     clock: HybridClock,
 }
 
 impl LayoutManager {
     pub fn new(env: Env, membership: Arc<Membership>) -> Self {
-        Self { clock: HybridClock::new(env.clone()), env, membership }
+        let agreement = Agreement::new(membership.clone());
+        Self { clock: HybridClock::new(env.clone()), env, membership, agreement }
     }
 
     fn cluster(&self) -> &Arc<Cluster> {
@@ -134,159 +159,118 @@ impl LayoutManager {
         futures::future::join_all(calls).await
     }
 
-    /// Computes what applying would do, without doing it.
-    pub fn plan(layout: &ActiveLayout, staged: &StagedChanges, bits: u8) -> Result<Plan, ApplyError> {
+    /// Computes what applying would do, without doing it: the layout that follows the newest one.
+    pub fn plan(layout: &ActiveLayout, staged: &StagedChanges) -> Result<Plan, ApplyError> {
         if staged.is_empty() {
             return Err(ApplyError::NothingStaged);
         }
-        let current = &layout.current;
-        let roles: BTreeMap<NodeId, Role> = staged.apply_to(current);
-        let parameters = staged.parameters_for(current);
-        let previous = (!layout.is_empty()).then_some(current);
-        let (layout, explanation) = compute(previous, &roles, &parameters, bits)?;
+        let newest = layout.newest();
+        let roles: BTreeMap<NodeId, Role> = staged.apply_to(newest);
+        let parameters = staged.parameters_for(newest);
+        let (layout, explanation) = compute(Some(newest), &roles, &parameters, newest.bits)?;
         Ok(Plan { layout, explanation })
     }
 
-    /// Applies the staged changes as `version`, which must be the next one.
+    /// Applies the staged changes as `version`, which must be the one after the newest: introduces the layout, or
+    /// queues it if a change is under way.
     pub async fn apply(&self, version: u64) -> Result<Applied, ApplyError> {
         let (before, staged) = self.current().await?;
-        let next = before.current.version + 1;
+        let next = before.newest().version.saturating_add(1);
         if version != next {
             return Err(ApplyError::WrongVersion { asked: version, next });
         }
-        let Plan { layout, explanation } = Self::plan(&before, &staged, before.current.bits)?;
-        let known: BTreeSet<NodeId> = self.membership.peers().into_iter().map(|peer| peer.id).collect();
-        if let Some(node) = layout.nodes.iter().find(|node| !known.contains(node)) {
-            return Err(ApplyError::UnknownNode { node: *node });
-        }
-        self.refuse_to_move_data(&before, &layout).await?;
-        let wanted = before.introduce(layout)?;
-        let agreed = self.agree(&before, wanted).await?;
-        self.teach(&before, &agreed).await;
-        let mut rest = staged.clone();
-        rest.clear(self.clock.above(staged.floor()));
-        self.send_staged(&rest).await?;
-        Ok(Applied { layout: agreed, explanation })
-    }
-
-    async fn refuse_to_move_data(&self, before: &ActiveLayout, next: &Layout) -> Result<(), ApplyError> {
-        if before.is_empty() {
-            return Ok(());
-        }
-        let mut used = BTreeSet::new();
-        for (node, result) in self.ask_all(before.storage_nodes(), &ReadInventory {}).await {
-            match result {
-                Ok(inventory) => used.extend(inventory.partitions),
-                Err(error) => {
-                    let detail =
-                        format!("node {} must say which partitions hold data: {error}", node.short());
-                    return Err(ApplyError::Unreachable { detail });
+        // What is staged from now on was not seen here, and stays staged.
+        let cleared = self.clock.above(staged.floor());
+        let Plan { mut layout, explanation } = Self::plan(&before, &staged)?;
+        layout.applied_by = self.env.random_u64();
+        self.check_nodes(&before, &layout)?;
+        let previous = before.newest().clone();
+        let agreed = self
+            .agreement
+            .change(|now| {
+                if *now.newest() != previous {
+                    return Err(ApplyError::Conflict { version: now.newest().version });
                 }
+                Ok(now.apply(layout.clone())?)
+            })
+            .await;
+        let active = match agreed {
+            Ok(active) => active,
+            Err(error) => {
+                // It may have been decided and moved on from before this gateway could tell.
+                let now = self.cluster().layout();
+                let known = now.old.iter().chain([&now.current]).chain(&now.queued);
+                if !known.into_iter().any(|known| *known == layout) {
+                    return Err(error);
+                }
+                (*now).clone()
             }
-        }
-        let set = |layout: &Layout, partition| {
-            layout.nodes_of(partition).map(BTreeSet::from_iter).unwrap_or_default()
         };
-        let moved = used.iter().filter(|p| set(&before.current, **p) != set(next, **p)).count();
-        if moved > 0 { Err(ApplyError::WouldMoveData { partitions: moved }) } else { Ok(()) }
+        let mut rest = staged;
+        rest.clear(cleared);
+        if let Err(error) = self.send_staged(&rest).await {
+            tracing::warn!(%error, version, "the layout is applied, but its changes are still staged: revert them");
+        }
+        Ok(Applied { layout, previous, explanation, active })
     }
 
-    /// Runs the proposer until the layout is decided.
-    async fn agree(&self, before: &ActiveLayout, wanted: ActiveLayout) -> Result<ActiveLayout, ApplyError> {
-        let mut proposer = Proposer::new(before.clone(), wanted, self.env.random_u64())?;
-        for round in 0..MAX_ROUNDS {
-            if round > 0 {
-                let pause = self.env.random_u64() % (100 << round.min(5));
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                proposer.restart(self.env.random_u64());
-            }
-            match self.one_round(&mut proposer).await {
-                Step::Done { layout, won: true } => return Ok(layout),
-                Step::Done { layout, won: false } => {
-                    self.teach(before, &layout).await;
-                    return Err(ApplyError::Conflict { version: layout.current.version });
-                }
-                Step::Unreachable { missing } => {
-                    let nodes: Vec<String> = missing.iter().map(NodeId::short).collect();
-                    let detail = format!("nodes {} have to agree and do not answer", nodes.join(", "));
-                    return Err(ApplyError::Unreachable { detail });
-                }
-                Step::Invalid { node, why } => {
-                    return Err(ApplyError::BadRequest(format!(
-                        "node {} refuses the layout: {why}",
-                        node.short()
-                    )));
-                }
-                Step::Restart | Step::Wait | Step::Accept | Step::Teach(_) => {}
-            }
+    /// A node that gets a role must be known, or nobody could reach it.
+    fn check_nodes(&self, before: &ActiveLayout, next: &Layout) -> Result<(), ApplyError> {
+        let known: BTreeSet<NodeId> = self.membership.peers().into_iter().map(|peer| peer.id).collect();
+        let has_role = |node: &NodeId| !before.is_empty() && before.newest().roles.contains_key(node);
+        match next.nodes.iter().find(|node| !known.contains(node) && !has_role(node)) {
+            Some(node) => Err(ApplyError::UnknownNode { node: *node }),
+            None => Ok(()),
         }
-        Err(ApplyError::Conflict { version: before.current.version })
     }
 
-    /// Both phases once. Answers with what ended the round.
-    async fn one_round(&self, proposer: &mut Proposer) -> Step {
-        let (epoch, ballot) = (proposer.epoch(), proposer.ballot());
-        let prepare = PrepareLayout { epoch, ballot };
-        let mut step = Step::Wait;
-        for (node, result) in self.ask_taught(proposer, &prepare).await {
-            let next = match result {
-                Ok(reply) => proposer.on_prepare(node, ballot, reply),
-                Err(error) => {
-                    tracing::warn!(node = %node.short(), %error, "no answer on a layout proposal");
-                    proposer.fail(node)
-                }
-            };
-            if next != Step::Wait && step == Step::Wait {
-                step = next;
-            }
+    /// Stops waiting for the nodes that can't be reached, in the change to `version` that is under way. If that may lose acknowledged
+    /// writes, it is done only when `allow_missing_data`.
+    pub async fn skip_dead(&self, version: u64, allow_missing_data: bool) -> Result<Skipped, ApplyError> {
+        let (before, _) = self.current().await?;
+        Self::check_change(&before, version)?;
+        let asked: Vec<NodeId> =
+            before.storage_nodes().into_iter().filter(|node| !before.skipped.contains(node)).collect();
+        let answers = self.ask_all(asked, &ReadStatus {}).await;
+        let dead: BTreeSet<NodeId> =
+            answers.into_iter().filter(|(_, answer)| answer.is_err()).map(|(node, _)| node).collect();
+        if dead.is_empty() {
+            return Err(ApplyError::NobodyDead { version });
         }
-        if step != Step::Accept {
-            return step;
+        let acks = self.membership.progress();
+        let partitions_at_risk = risk(&before, &acks, &dead);
+        if partitions_at_risk > 0 && !allow_missing_data {
+            return Err(ApplyError::DataAtRisk { partitions: partitions_at_risk, nodes: names(&dead) });
         }
-        let accept = AcceptLayout { ballot, layout: proposer.value().clone() };
-        let mut step = Step::Wait;
-        for (node, result) in self.ask_taught(proposer, &accept).await {
-            let next = match result {
-                Ok(reply) => proposer.on_accept(node, ballot, reply),
-                Err(_) => proposer.fail(node),
-            };
-            if next != Step::Wait && step == Step::Wait {
-                step = next;
-            }
-        }
-        step
+        let agreed = self
+            .agreement
+            .change(|now| {
+                Self::check_change(now, version)?;
+                Ok::<_, ApplyError>(now.skip(&dead)?)
+            })
+            .await?;
+        let behind = |node: &&NodeId| acks.get(node).is_none_or(|progress| progress.epoch < agreed.epoch);
+        let unsynced = |node: &&NodeId| acks.get(node).is_none_or(|progress| progress.synced < version);
+        Ok(Skipped {
+            not_at_epoch: dead.iter().filter(behind).copied().collect(),
+            not_synced: dead.iter().filter(unsynced).copied().collect(),
+            nodes: dead,
+            partitions_at_risk,
+        })
     }
 
-    /// Asks the acceptors, after telling each the layout that the proposal follows: one that missed it could not
-    /// take part.
-    async fn ask_taught<M: Message>(
-        &self,
-        proposer: &Proposer,
-        message: &M,
-    ) -> Vec<(NodeId, Result<M::Reply, RpcError>)> {
-        let nodes = proposer.nodes().to_vec();
-        if proposer.committed().epoch > 0 {
-            let learn = LearnLayout { layout: proposer.committed().clone() };
-            // A node that can't be told answers `Behind` or not at all, which the proposer counts.
-            let _ = self.ask_all(nodes.clone(), &learn).await;
+    fn check_change(layout: &ActiveLayout, version: u64) -> Result<(), ApplyError> {
+        if layout.phase == Phase::Stable {
+            return Err(ApplyError::NothingUnderWay);
         }
-        self.ask_all(nodes, message).await
+        if layout.current.version != version {
+            return Err(ApplyError::OtherChange { asked: version, under_way: layout.current.version });
+        }
+        Ok(())
     }
+}
 
-    /// Tells everybody; gossip reaches whoever is missed.
-    async fn teach(&self, before: &ActiveLayout, agreed: &ActiveLayout) {
-        let nodes: BTreeSet<NodeId> = agreed
-            .storage_nodes()
-            .into_iter()
-            .chain(before.storage_nodes())
-            .chain(self.membership.peers().into_iter().map(|peer| peer.id))
-            .collect();
-        let learn = LearnLayout { layout: agreed.clone() };
-        for (node, result) in self.ask_all(nodes.into_iter().collect(), &learn).await {
-            if let Err(error) = result {
-                tracing::warn!(node = %node.short(), %error, "not told of the new layout; gossip will");
-            }
-        }
-        self.cluster().learn(agreed.clone()).await;
-    }
+/// Short ids in one line.
+fn names(nodes: &BTreeSet<NodeId>) -> String {
+    nodes.iter().map(NodeId::short).collect::<Vec<_>>().join(", ")
 }

@@ -1,21 +1,28 @@
-//! The layout: look, stage, preview, apply, follow, unblock.
+//! The layout: look, stage, preview, apply, unblock. What is shown is the newest version, queued or not.
 
 use super::cluster::node_role;
 use super::{Admin, AdminError};
-use crate::layout::{ApplyError, LayoutManager};
+use crate::layout::{Applied, ApplyError, LayoutManager};
+use hayloft_common::config::size::human_size;
 use hayloft_common::id::NodeId;
-use hayloft_common::layout::{ActiveLayout, Layout, Parameters, Role, StagedChanges};
+use hayloft_common::layout::{Explanation, Layout, Parameters, Phase, Role, StagedChanges};
 use hayloft_common::limits::REPLICATION_FACTORS;
 use hayloft_proto::admin::{
-    AppliedLayout, ApplyClusterLayout, ClusterLayout, LayoutNode, LayoutParameters, LayoutPreview, RoleChange,
-    UpdateClusterLayout,
+    AppliedLayout, AppliedState, ApplyClusterLayout, ClusterLayout, LayoutNode, LayoutParameters,
+    LayoutPreview, RoleChange, SkipDeadNodes, SkippedDeadNodes, UpdateClusterLayout,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Longest time to count what is stored, for an estimate.
+const COUNT_DEADLINE: Duration = Duration::from_secs(5);
+/// Buckets counted at once.
+const COUNTED_AT_ONCE: usize = 16;
 
 impl Admin {
     pub(super) async fn cluster_layout(&self) -> Result<ClusterLayout, AdminError> {
         let (layout, staged) = self.layout.current().await?;
-        Ok(shown(&layout.current, &staged))
+        Ok(shown(layout.newest(), &staged))
     }
 
     pub(super) async fn update_layout(
@@ -23,12 +30,13 @@ impl Admin {
         request: UpdateClusterLayout,
     ) -> Result<ClusterLayout, AdminError> {
         let (before, staged) = self.layout.current().await?;
+        let newest = before.newest();
         let mut roles: Vec<(NodeId, Option<Role>)> = Vec::new();
         for change in request.roles {
-            roles.push(check_change(&before, &staged, change)?);
+            roles.push(check_change(newest, &staged, change)?);
         }
         let parameters = match request.parameters {
-            Some(wanted) => Some(check_parameters(&before, staged.parameters_for(&before.current), wanted)?),
+            Some(wanted) => Some(check_parameters(newest, staged.parameters_for(newest), wanted)?),
             None => None,
         };
         let (layout, staged) = self
@@ -42,14 +50,14 @@ impl Admin {
                 }
             })
             .await?;
-        Ok(shown(&layout.current, &staged))
+        Ok(shown(layout.newest(), &staged))
     }
 
     pub(super) async fn preview_layout(&self) -> Result<LayoutPreview, AdminError> {
         let (layout, staged) = self.layout.current().await?;
-        match LayoutManager::plan(&layout, &staged, layout.current.bits) {
+        match LayoutManager::plan(&layout, &staged) {
             Ok(plan) => Ok(LayoutPreview::Possible {
-                message: plan.explanation.lines,
+                message: self.explain(layout.newest(), &plan.layout, &plan.explanation).await,
                 new_layout: Box::new(shown(&plan.layout, &StagedChanges::default())),
                 statistics: Some(Box::new(plan.explanation.statistics)),
             }),
@@ -61,29 +69,112 @@ impl Admin {
         &self,
         request: ApplyClusterLayout,
     ) -> Result<AppliedLayout, AdminError> {
-        let applied = self.layout.apply(request.version).await?;
+        let Applied { layout, previous, explanation, active } = self.layout.apply(request.version).await?;
+        let state = match active.phase {
+            _ if active.queued.contains(&layout) => AppliedState::Queued,
+            Phase::Stable => AppliedState::InForce,
+            Phase::Introduced | Phase::Synced => AppliedState::Moving,
+        };
         Ok(AppliedLayout {
-            message: applied.explanation.lines,
-            layout: shown(&applied.layout.current, &self.membership.staged()),
-            statistics: Some(applied.explanation.statistics),
+            message: self.explain(&previous, &layout, &explanation).await,
+            layout: shown(&layout, &self.membership.staged()),
+            state,
+            statistics: Some(explanation.statistics),
         })
     }
 
     pub(super) async fn revert_layout(&self) -> Result<ClusterLayout, AdminError> {
         let (layout, staged) = self.layout.stage(StagedChanges::clear).await?;
-        Ok(shown(&layout.current, &staged))
+        Ok(shown(layout.newest(), &staged))
     }
+
+    pub(super) async fn skip_dead_nodes(
+        &self,
+        request: SkipDeadNodes,
+    ) -> Result<SkippedDeadNodes, AdminError> {
+        let skipped = self.layout.skip_dead(request.version, request.allow_missing_data).await?;
+        let names: Vec<String> = skipped.nodes.iter().map(|node| self.name_of(*node)).collect();
+        let mut message = vec![format!(
+            "The change to version {} no longer waits for {}.",
+            request.version,
+            names.join(", ")
+        )];
+        message.push(match skipped.partitions_at_risk {
+            0 => "Every partition keeps enough copies: nothing is risked.".to_owned(),
+            n => format!(
+                "At risk: {n} partition(s), of which acknowledged writes are lost or missed if they were only on the skipped nodes."
+            ),
+        });
+        message.push("A skipped node that comes back takes part again.".to_owned());
+        Ok(SkippedDeadNodes {
+            ack_updated: skipped.not_at_epoch,
+            sync_updated: skipped.not_synced,
+            partitions_at_risk: skipped.partitions_at_risk,
+            message,
+        })
+    }
+
+    /// The computation explained, and what it makes move.
+    async fn explain(&self, before: &Layout, next: &Layout, explanation: &Explanation) -> Vec<String> {
+        let mut lines = explanation.lines.clone();
+        if !before.is_empty() {
+            let moved = explanation.statistics.total_moved_partitions.unwrap_or(0);
+            let stored = if moved > 0 { self.stored_bytes().await } else { None };
+            lines.extend(moves(before, next, moved, stored));
+        }
+        lines
+    }
+
+    /// What all objects and unfinished uploads take, each counted once, as clients count it. None if it can't be told
+    /// soon: it is for an estimate only.
+    async fn stored_bytes(&self) -> Option<u64> {
+        let count = async {
+            let mut sum = 0_u64;
+            for buckets in self.gateway.list_buckets().await.ok()?.chunks(COUNTED_AT_ONCE) {
+                let counters = buckets.iter().map(|row| self.gateway.counters(row));
+                for counters in futures::future::try_join_all(counters).await.ok()? {
+                    sum = sum.saturating_add(counters.bytes).saturating_add(counters.part_bytes);
+                }
+            }
+            Some(sum)
+        };
+        tokio::time::timeout(COUNT_DEADLINE, count).await.ok().flatten()
+    }
+}
+
+/// Lines on the copies that a change makes and drops.
+fn moves(before: &Layout, next: &Layout, moved: usize, stored: Option<u64>) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (was, is) = (before.parameters.replication_factor, next.parameters.replication_factor);
+    let partitions = next.partitions();
+    let dropped = (before.partitions() * was + moved).saturating_sub(partitions * is);
+    if was != is {
+        lines.push(format!(
+            "Copies of each partition: {was} before, {is} after; {moved} are made and {dropped} dropped. Writes need a \
+             quorum of both until the change is over."
+        ));
+    }
+    if let Some(stored) = stored.filter(|_| moved > 0) {
+        let bytes =
+            u64::try_from(u128::from(stored) * moved as u128 / partitions as u128).unwrap_or(u64::MAX);
+        lines.push(format!(
+            "Data to copy: about {} at most ({} stored, each byte counted once).",
+            human_size(bytes),
+            human_size(stored)
+        ));
+    }
+    lines
 }
 
 /// A node must be of the layout, staged, or given whole; a role needs a zone and a capacity.
 fn check_change(
-    layout: &ActiveLayout,
+    newest: &Layout,
     staged: &StagedChanges,
     change: RoleChange,
 ) -> Result<(NodeId, Option<Role>), ApplyError> {
     match change {
         RoleChange::Remove { id } => {
-            let known = layout.current.roles.contains_key(&id) || staged.roles().any(|(node, _)| node == id);
+            let known = newest.roles.contains_key(&id) || staged.roles().any(|(node, _)| node == id);
             if known {
                 return Ok((id, None));
             }
@@ -103,7 +194,7 @@ fn check_change(
 }
 
 fn check_parameters(
-    layout: &ActiveLayout,
+    newest: &Layout,
     now: Parameters,
     wanted: LayoutParameters,
 ) -> Result<Parameters, ApplyError> {
@@ -112,8 +203,8 @@ fn check_parameters(
         let text = format!("the replication factor must be one of {REPLICATION_FACTORS:?}");
         return Err(ApplyError::BadRequest(text));
     }
-    if wanted.partition_bits.is_some_and(|bits| bits != layout.current.bits) {
-        let text = format!("the number of partitions is 2^{} and cannot be changed", layout.current.bits);
+    if wanted.partition_bits.is_some_and(|bits| bits != newest.bits) {
+        let text = format!("the number of partitions is 2^{} and cannot be changed", newest.bits);
         return Err(ApplyError::BadRequest(text));
     }
     let zone_redundancy = wanted.zone_redundancy.unwrap_or(now.zone_redundancy);
