@@ -167,7 +167,7 @@ pub struct Outcome {
     pub released: Option<Bytes>,
     /// [`Job::collect`], [`Job::relocate`], [`Job::done`]: what was done, in order.
     pub done: Vec<bool>,
-    /// [`Job::forget`]: something is left.
+    /// [`Job::forget`]: something was removed; there may be more.
     pub more: bool,
 }
 
@@ -414,7 +414,7 @@ impl Writer {
             }
             Step::Collect(tombstones) => {
                 for (table, key, hash) in tombstones {
-                    outcome.done.push(self.tables.collect(overlay, table, &key, hash)?);
+                    outcome.done.push(self.tables.collect(overlay, table, &key, hash, self.now_ms)?);
                 }
             }
             Step::Relocate { block, from, to } => {

@@ -2,13 +2,14 @@
 
 use super::queue::Work;
 use super::reaction::React;
-use super::stored::{self, Parts};
-use super::{Overlay, Tables, TablesError, counters, fingerprint, queue, with_row};
+use super::stored::{self, Parts, Stored};
+use super::{Overlay, RowKey, Tables, TablesError, counters, fingerprint, queue, with_row};
 use crate::meta::Space;
 use hayloft_common::codec;
 use hayloft_common::hash::Hash;
 use hayloft_common::limits::MAX_ROW_SIZE;
-use hayloft_common::schema::{RowError, TableId};
+use hayloft_common::schema::{FloorRow, Row as _, RowError, TableId};
+use hayloft_common::stamp::Stamp;
 use hayloft_proto::message::table::{RowBytes, RowOutcome, WriteMode};
 
 /// What became of a request's rows.
@@ -86,7 +87,14 @@ impl Tables {
         let came_live = new.is_live();
         let arrival = new.work_on_arrival();
         let merged = match &old {
-            None => new,
+            None => {
+                if let (WriteMode::Put, Some(stamp)) = (mode, new.stamp())
+                    && let Some(floor) = self.floor(overlay, R::TABLE, &partition_key)?.filter(|f| *f >= stamp)
+                {
+                    return Ok((Done { outcome: RowOutcome::Outdated(floor), live: None }, partition_key));
+                }
+                new
+            }
             Some((old, _)) => {
                 if let (WriteMode::Put, Some(ours), Some(theirs)) = (mode, old.stamp(), new.stamp())
                     && ours > theirs
@@ -110,17 +118,38 @@ impl Tables {
                 merged
             }
         };
-
-        let Parts { value, hash, detail } = stored::take_apart(&merged, &key);
-        let (old_row, old_stored) = old.unzip();
-        let effects = R::react(old_row.as_ref(), &merged);
-        counters::change(overlay, key.base(), effects.counts)?;
-        let old_hash = old_stored.as_ref().map(|s| s.hash);
-        fingerprint::change(overlay, R::TABLE, &key, old_hash, hash)?;
-        for work in effects.queue.into_iter().chain(arrival.filter(|_| merged.is_live())) {
+        if let Some(work) = arrival.filter(|_| merged.is_live()) {
             queue::add(overlay, key.partition(), work, now_ms);
         }
-        if !merged.is_live() {
+        if let Some((table, sort_key, work)) = merged.parent().filter(|_| merged.is_live())
+            && !self.is_live_at(overlay, table, &partition_key, &sort_key)?
+        {
+            queue::add(overlay, key.partition(), work, now_ms);
+        }
+        let live = came_live.then(|| merged.is_live());
+        self.store(overlay, &key, old, &merged, now_ms)?;
+        Ok((Done { outcome: RowOutcome::Written, live }, partition_key))
+    }
+
+    /// Puts a row in place of `old`, with all that follows from the change.
+    pub(super) fn store<R: React>(
+        self,
+        overlay: &mut Overlay<'_>,
+        key: &RowKey,
+        old: Option<(R, Stored)>,
+        new: &R,
+        now_ms: u64,
+    ) -> Result<(), TablesError> {
+        let Parts { value, hash, detail } = stored::take_apart(new, key);
+        let (old_row, old_stored) = old.unzip();
+        let effects = R::react(old_row.as_ref(), new);
+        counters::change(overlay, key.base(), effects.counts)?;
+        let old_hash = old_stored.as_ref().map(|s| s.hash);
+        fingerprint::change(overlay, R::TABLE, key, old_hash, hash)?;
+        for work in effects.queue {
+            queue::add(overlay, key.partition(), work, now_ms);
+        }
+        if !new.is_live() {
             let work = Work::Collect { table: R::TABLE, key: key.as_bytes().to_vec() };
             queue::add(overlay, key.partition(), work, now_ms);
         }
@@ -132,7 +161,44 @@ impl Tables {
             None => {}
         }
         overlay.put(Space::Table(R::TABLE), key.as_bytes().to_vec(), value);
-        let live = came_live.then(|| merged.is_live());
-        Ok((Done { outcome: RowOutcome::Written, live }, partition_key))
+        Ok(())
+    }
+
+    /// The highest stamp of a tombstone that was removed under `partition_key` (see [`FloorRow`]).
+    fn floor(
+        self,
+        overlay: &Overlay<'_>,
+        of: TableId,
+        partition_key: &[u8],
+    ) -> Result<Option<Stamp>, TablesError> {
+        let key = self.key(partition_key, &FloorRow::sort_key_of(of));
+        Ok(stored::load::<FloorRow>(overlay, key.as_bytes())?.map(|(floor, _)| floor.stamp))
+    }
+
+    /// Raises the floor to `stamp`.
+    pub(super) fn raise_floor(
+        self,
+        overlay: &mut Overlay<'_>,
+        floor: &FloorRow,
+        now_ms: u64,
+    ) -> Result<(), TablesError> {
+        let key = self.key(&floor.partition_key(), &floor.sort_key());
+        let old = stored::load::<FloorRow>(overlay, key.as_bytes())?;
+        if old.as_ref().is_some_and(|(old, _)| old.stamp >= floor.stamp) {
+            return Ok(());
+        }
+        self.store(overlay, &key, old, floor, now_ms)
+    }
+
+    fn is_live_at(
+        self,
+        overlay: &Overlay<'_>,
+        table: TableId,
+        partition_key: &[u8],
+        sort_key: &[u8],
+    ) -> Result<bool, TablesError> {
+        let key = self.key(partition_key, sort_key);
+        let Some(value) = overlay.get(Space::Table(table), key.as_bytes())? else { return Ok(false) };
+        Ok(Stored::parse(table, key.as_bytes(), &value)?.live)
     }
 }

@@ -70,6 +70,10 @@ macro_rules! with_row {
                 type $row = rows::BlockRefRow;
                 $call
             }
+            Id::Floor => {
+                type $row = rows::FloorRow;
+                $call
+            }
         }
     }};
 }

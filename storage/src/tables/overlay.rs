@@ -26,21 +26,24 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// The entries whose keys begin with `prefix`, as they would be after all writes so far, in order of key.
-    pub fn with_prefix(&self, space: Space, prefix: &[u8]) -> Result<BTreeMap<Bytes, Bytes>, MetaError> {
-        let mut found = BTreeMap::new();
-        self.view.scan(space, &KeyRange::prefix(prefix), Direction::Forward, &mut |key, value| {
-            found.insert(key.clone(), value.clone());
-            Step::Next
-        })?;
-        for (key, value) in
-            self.kept.with_prefix(space, prefix).chain(self.request.with_prefix(space, prefix))
-        {
-            match value {
-                Some(value) => found.insert(key.clone(), value.clone()),
-                None => found.remove(key),
-            };
+    /// Whether `test` holds for a value among the entries whose keys begin with `prefix`, as they would be after all
+    /// writes so far. Stops at the first.
+    pub fn any_with_prefix(
+        &self,
+        space: Space,
+        prefix: &[u8],
+        test: &mut dyn FnMut(&Bytes, &Bytes) -> bool,
+    ) -> Result<bool, MetaError> {
+        let mut written: BTreeMap<&Bytes, Option<&Bytes>> = self.kept.with_prefix(space, prefix).collect();
+        written.extend(self.request.with_prefix(space, prefix));
+        if written.iter().any(|(key, value)| value.is_some_and(|value| test(key, value))) {
+            return Ok(true);
         }
+        let mut found = false;
+        self.view.scan(space, &KeyRange::prefix(prefix), Direction::Forward, &mut |key, value| {
+            found = !written.contains_key(key) && test(key, value);
+            if found { Step::Stop } else { Step::Next }
+        })?;
         Ok(found)
     }
 

@@ -8,8 +8,8 @@
 use super::queue::Work;
 use hayloft_common::hash::Hash;
 use hayloft_common::schema::{
-    AliasRow, BlockOwner, BlockRefRow, BucketRow, KeyRow, ManifestRow, ObjectData, ObjectRow, PartRow, Row,
-    UploadRow,
+    AliasRow, BlockOwner, BlockRefRow, BucketRow, FloorRow, KeyRow, ManifestRow, ObjectData, ObjectRow,
+    PartRow, Row, TableId, UploadRow,
 };
 
 /// A change of what an index shard counts.
@@ -51,8 +51,8 @@ pub trait React: Row {
         Counts::default()
     }
 
-    /// Work that follows when `self` becomes `new`.
-    fn work_after(&self, _new: &Self) -> Vec<Work> {
+    /// Work that follows when the row becomes `new`. `old`: what it was, if there was one.
+    fn work(_old: Option<&Self>, _new: &Self) -> Vec<Work> {
         Vec::new()
     }
 
@@ -61,11 +61,17 @@ pub trait React: Row {
         None
     }
 
+    /// The row of the same partition key that gives this one its meaning, by table and sort key, and the work that
+    /// follows if this row is live and that one is not.
+    fn parent(&self) -> Option<(TableId, Vec<u8>, Work)> {
+        None
+    }
+
     /// All effects of the change.
     fn react(old: Option<&Self>, new: &Self) -> Effects {
         Effects {
             counts: new.counts() - old.map(Self::counts).unwrap_or_default(),
-            queue: old.map(|old| old.work_after(new)).unwrap_or_default(),
+            queue: Self::work(old, new),
         }
     }
 }
@@ -79,17 +85,16 @@ impl React for ObjectRow {
         })
     }
 
-    fn work_after(&self, new: &Self) -> Vec<Work> {
-        let Some(gone) = self.live().filter(|v| new.live().is_none_or(|n| n.id != v.id)) else {
-            return Vec::new();
-        };
+    fn work(old: Option<&Self>, new: &Self) -> Vec<Work> {
+        let gone = old.and_then(Self::live).filter(|v| new.live().is_none_or(|n| n.id != v.id));
+        let Some(gone) = gone else { return Vec::new() };
         let Some(detail) = &gone.detail else { return Vec::new() };
         let (blocks, manifest_chunks) = match &detail.data {
             ObjectData::Inline(_) => return Vec::new(),
             ObjectData::Blocks(blocks) => (distinct(blocks.iter().map(|b| b.hash)), 0),
             ObjectData::Manifest { chunk_offsets, .. } => (Vec::new(), chunk_offsets.len() as u32),
         };
-        let owner = BlockOwner::Object { bucket: self.bucket, shard: self.shard, key: self.key.clone() };
+        let owner = BlockOwner::Object { bucket: new.bucket, shard: new.shard, key: new.key.clone() };
         vec![Work::DropVersion { version: gone.id, owner, blocks, manifest_chunks }]
     }
 }
@@ -103,25 +108,31 @@ impl React for PartRow {
         })
     }
 
-    fn work_after(&self, new: &Self) -> Vec<Work> {
-        let Some(gone) = self.live().filter(|v| new.live().is_none_or(|n| n.id != v.id)) else {
-            return Vec::new();
-        };
+    fn work(old: Option<&Self>, new: &Self) -> Vec<Work> {
+        let gone = old.and_then(Self::live).filter(|v| new.live().is_none_or(|n| n.id != v.id));
+        let Some(gone) = gone else { return Vec::new() };
         if gone.blocks.is_empty() && gone.manifest_chunks == 0 {
             return Vec::new();
         }
         vec![Work::DropVersion {
             version: gone.id,
             owner: BlockOwner::Part {
-                bucket: self.bucket,
-                shard: self.shard,
-                key: self.key.clone(),
-                upload: self.upload,
-                number: self.number,
+                bucket: new.bucket,
+                shard: new.shard,
+                key: new.key.clone(),
+                upload: new.upload,
+                number: new.number,
             },
             blocks: distinct(gone.blocks.iter().map(|b| b.hash)),
             manifest_chunks: gone.manifest_chunks,
         }]
+    }
+
+    /// A part that comes after its upload was closed (or before this node hears of the upload).
+    fn parent(&self) -> Option<(TableId, Vec<u8>, Work)> {
+        let (bucket, shard, key, upload) = (self.bucket, self.shard, self.key.clone(), self.upload);
+        let sort_key = UploadRow::sort_key_of(&key, &upload);
+        Some((TableId::Upload, sort_key, Work::DropParts { bucket, shard, key, upload }))
     }
 }
 
@@ -130,12 +141,12 @@ impl React for UploadRow {
         Counts { uploads: i64::from(self.is_live()), ..Counts::default() }
     }
 
-    fn work_after(&self, new: &Self) -> Vec<Work> {
-        if !self.is_live() || new.is_live() {
+    fn work(old: Option<&Self>, new: &Self) -> Vec<Work> {
+        if new.is_live() || old.is_some_and(|old| !old.is_live()) {
             return Vec::new();
         }
-        let (bucket, shard, key) = (self.bucket, self.shard, self.key.clone());
-        vec![Work::DropParts { bucket, shard, key, upload: self.upload }]
+        let (bucket, shard, key) = (new.bucket, new.shard, new.key.clone());
+        vec![Work::DropParts { bucket, shard, key, upload: new.upload }]
     }
 }
 
@@ -143,11 +154,12 @@ impl React for KeyRow {}
 impl React for BucketRow {}
 impl React for AliasRow {}
 impl React for ManifestRow {}
+impl React for FloorRow {}
 
 impl React for BlockRefRow {
-    fn work_after(&self, new: &Self) -> Vec<Work> {
-        if self.is_live() && !new.is_live() {
-            vec![Work::CheckBlock { block: self.block }]
+    fn work(old: Option<&Self>, new: &Self) -> Vec<Work> {
+        if old.is_some_and(Self::is_live) && !new.is_live() {
+            vec![Work::CheckBlock { block: new.block }]
         } else {
             Vec::new()
         }
@@ -158,7 +170,7 @@ impl React for BlockRefRow {
     }
 }
 
-/// Each block once, in order of first appearance's hash.
+/// Each block once.
 fn distinct(blocks: impl Iterator<Item = Hash>) -> Vec<Hash> {
     let mut out: Vec<Hash> = blocks.collect();
     out.sort_unstable();

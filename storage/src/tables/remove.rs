@@ -7,16 +7,18 @@ use super::{Overlay, Tables, TablesError, fingerprint, key, with_row};
 use crate::meta::{Direction, KeyRange, Space, Step};
 use bytes::Bytes;
 use hayloft_common::hash::Hash;
-use hayloft_common::schema::{Row, TableId};
+use hayloft_common::schema::{FloorRow, Row, TableId};
 
 impl Tables {
     /// Removes the row stored at `key` if it is a tombstone with this hash. True if the row is gone now, or was before.
+    /// In the same step the floor of its partition key is raised to its stamp ([`FloorRow`]).
     pub fn collect(
         &self,
         overlay: &mut Overlay<'_>,
         table: TableId,
         key: &[u8],
         hash: u128,
+        now_ms: u64,
     ) -> Result<bool, TablesError> {
         let Some(partition) = key.first_chunk::<2>().map(|p| u16::from_be_bytes(*p)) else {
             return Ok(false);
@@ -25,6 +27,13 @@ impl Tables {
             let stored = Stored::parse(table, key, &value)?;
             if stored.live || stored.hash != hash {
                 return Ok(false);
+            }
+            let (partition_key, stamp) = with_row!(table, R => {
+                let row: R = stored.decode_short(key)?;
+                (row.partition_key(), row.stamp())
+            });
+            if let Some(stamp) = stamp {
+                self.raise_floor(overlay, &FloorRow { of: table, partition_key, stamp }, now_ms)?;
             }
             if stored.has_detail {
                 overlay.delete(Space::Detail, key::detail_key(table, key));
@@ -39,16 +48,22 @@ impl Tables {
     /// Whether a live reference to `block` is stored.
     pub fn is_referred(&self, overlay: &Overlay<'_>, block: &Hash) -> Result<bool, TablesError> {
         let base = self.key(block.as_bytes(), &[]).base().to_vec();
-        for (key, value) in overlay.with_prefix(Space::Table(TableId::BlockRef), &base)? {
-            if Stored::parse(TableId::BlockRef, &key, &value)?.live {
-                return Ok(true);
+        let mut damaged = None;
+        let found = overlay.any_with_prefix(Space::Table(TableId::BlockRef), &base, &mut |key, value| {
+            match Stored::parse(TableId::BlockRef, key, value) {
+                Ok(stored) => stored.live,
+                // Nobody knows what it says: the block stays.
+                Err(error) => {
+                    damaged = Some(error);
+                    true
+                }
             }
-        }
-        Ok(false)
+        })?;
+        damaged.map_or(Ok(found), Err)
     }
 
     /// Removes up to `limit` entries of a partition: rows, details, counters, fingerprints, queued work. Blocks that its
-    /// references named are queued to be looked at. True if more is left.
+    /// references named are queued to be looked at. True if there was something: then call it again.
     ///
     /// Fingerprints go first: until all is gone the partition must not be compared with anybody's.
     pub fn forget(
@@ -73,17 +88,17 @@ impl Tables {
             ranges.push((Space::Table(table), prefix.clone()));
         }
         let mut doomed: Vec<(Space, Bytes)> = Vec::new();
-        let mut more = false;
         for (space, range) in ranges {
             overlay.view().scan(space, &range, Direction::Forward, &mut |key, _| {
-                if doomed.len() >= limit {
-                    more = true;
+                if doomed.len() >= limit.max(1) {
                     return Step::Stop;
                 }
                 doomed.push((space, key.clone()));
                 Step::Next
             })?;
         }
+        // What earlier jobs of the same batch wrote is not in the view: the caller's next call sees it.
+        let more = !doomed.is_empty();
         for (space, key) in doomed {
             if space == Space::Table(TableId::BlockRef)
                 && let Some((block, _)) = key::split(&key)
