@@ -123,6 +123,34 @@ impl History {
         self.keys.lock().clone()
     }
 
+    /// The writes, without the reads, of all keys that begin with `prefix`, as they are now.
+    pub fn writes_under(&self, prefix: &str) -> BTreeMap<String, KeyHistory> {
+        let keys = self.keys.lock();
+        let under = keys.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        under
+            .map(|(name, key)| {
+                let KeyHistory { writes, absence_superseded, .. } = key;
+                let writes = writes.clone();
+                let absence_superseded = *absence_superseded;
+                (name.clone(), KeyHistory { writes, reads: Vec::new(), absence_superseded })
+            })
+            .collect()
+    }
+
+    /// Bytes of the objects under `prefix`, going by the last acknowledged write of each.
+    pub fn live_bytes(&self, prefix: &str) -> u64 {
+        let keys = self.keys.lock();
+        let under = keys.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
+        let last = |key: &KeyHistory| {
+            let acked = key.writes.iter().rev().find(|write| write.outcome == Outcome::Acked);
+            acked.map_or(0, |write| match write.state {
+                State::Present { len, .. } => len,
+                State::Absent => 0,
+            })
+        };
+        under.map(|(_, key)| last(key)).sum()
+    }
+
     /// Puts shortened histories in place (see [`crate::check::forget`]). Call only when no operation is pending.
     pub fn replace(&self, keys: BTreeMap<String, KeyHistory>) {
         *self.keys.lock() = keys;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use hayloft_common::env::Env;
-use hayloft_loadtest::{bench, crash, sim};
+use hayloft_loadtest::{bench, chaos, crash, scenario, sim};
 use std::process::ExitCode;
 
 /// Benchmarks any S3 endpoint, and crashes Hayloft clusters to see that nothing is lost.
@@ -22,6 +22,10 @@ enum Command {
     Compare(bench::CompareArgs),
     /// Crash a development cluster under load and verify what it holds afterwards.
     Crash(Box<crash::CrashArgs>),
+    /// Mistreat a cluster of real processes at random for a while, and verify what it holds.
+    Chaos(Box<chaos::ChaosArgs>),
+    /// Named disasters and changes on clusters of real processes, with figures.
+    Scenario(Box<scenario::ScenarioArgs>),
     /// Simulate whole clusters with faults drawn from seeds, and check that nothing is lost.
     Sim(sim::SimArgs),
     /// Check that the simulator gives the same log for the same seed.
@@ -36,6 +40,8 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(args) => real()?.block_on(bench::run(&env, &args)),
         Command::Compare(args) => bench::run_compare(&args),
         Command::Crash(args) => real()?.block_on(crash::run(&env, &args)),
+        Command::Chaos(args) => real()?.block_on(chaos::run(&env, &args)),
+        Command::Scenario(args) => real()?.block_on(scenario::run(&env, &args)),
         Command::Sim(args) => sim::run(&args),
         Command::Meta(args) => sim::run_meta(&args),
     }

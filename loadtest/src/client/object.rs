@@ -252,6 +252,23 @@ impl S3 {
         self.run(call).await.map(|_| ())
     }
 
+    /// Copies an object of this bucket if its ETag is still `etag`, with other user metadata.
+    pub async fn copy_if(
+        &self,
+        from: &str,
+        etag: &str,
+        to: &str,
+        metadata: &[(&str, &str)],
+    ) -> Result<(), Error> {
+        let source = super::sign::encode_path(&format!("/{}/{from}", self.bucket()));
+        let mut headers = metadata_headers(metadata);
+        headers.push(pair("x-amz-copy-source", source));
+        headers.push(pair("x-amz-copy-source-if-match", etag));
+        headers.push(pair("x-amz-metadata-directive", "REPLACE"));
+        let call = Call { method: Method::PUT, key: Some(to.into()), headers, ..Call::default() };
+        self.run(call).await.map(|_| ())
+    }
+
     /// Starts a multipart upload; returns its id.
     pub async fn create_upload(&self, key: &str, metadata: &[(&str, &str)]) -> Result<String, Error> {
         let call = Call {

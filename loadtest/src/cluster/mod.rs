@@ -3,11 +3,16 @@
 //! Read as `hayloft_deploy::cluster_file` writes it, without a guess. When this tool restarts a daemon it writes the new
 //! process id back into the file, so that the next tool finds the right process; everything else in there is kept.
 
+mod links;
+mod owner;
 mod process;
+mod scrape;
 mod usage;
 
-pub use process::{Daemon, Processes, is_running, kill_now, terminate};
-pub use usage::{Usage, machine_disk_free, reset_peak, usage_of};
+pub use links::{Front, Links, Rule};
+pub use process::{Daemon, Processes, beside, is_running, kill_now, terminate};
+pub use scrape::{Series, scrape};
+pub use usage::{Usage, disk_usage, machine_disk_free, reset_peak, usage_of};
 
 use crate::client::Settings;
 use anyhow::{Context as _, Result, ensure};
@@ -38,6 +43,7 @@ impl Role {
 #[derive(Clone, Debug)]
 pub struct Member {
     pub name: String,
+    /// 0: we ended it.
     pub pid: u32,
     /// Its configuration file.
     pub config: PathBuf,
@@ -45,6 +51,20 @@ pub struct Member {
     pub log: PathBuf,
     /// Gateway: for S3 clients. Storage: for peers. `host:port`.
     pub addr: String,
+    /// For health, metrics and (gateway) administration. `host:port`.
+    pub admin_addr: String,
+    pub zone: String,
+    /// Storage: its id in the layout.
+    pub node_id: Option<String>,
+    /// Storage: it was started without a role.
+    pub spare: bool,
+}
+
+impl Member {
+    /// The directory of its data, configuration and log.
+    pub fn home(&self) -> &Path {
+        self.config.parent().unwrap_or(&self.config)
+    }
 }
 
 /// The cluster file, sorted by role.
@@ -82,6 +102,12 @@ struct Process {
     pid: u32,
     dir: PathBuf,
     addr: String,
+    admin_addr: String,
+    zone: String,
+    #[serde(default)]
+    node_id: Option<String>,
+    #[serde(default)]
+    spare: bool,
 }
 
 impl Cluster {
@@ -98,13 +124,15 @@ impl Cluster {
     pub fn parse(text: &str) -> Result<Self> {
         let File { s3, processes, mut config } = serde_json::from_str(text)?;
         let (mut gateways, mut storage) = (Vec::new(), Vec::new());
-        for Process { role, name, pid, dir, addr } in processes {
+        for process in processes {
+            let Process { role, name, pid, dir, addr, admin_addr, zone, node_id, spare } = process;
             let config = config.remove(&name).with_context(|| format!("\"config\" lacks {name}"))?;
             let list = match role {
                 Role::Gateway => &mut gateways,
                 Role::Storage => &mut storage,
             };
-            list.push(Member { name, pid, config, log: dir.join("log"), addr });
+            let log = dir.join("log");
+            list.push(Member { name, pid, config, log, addr, admin_addr, zone, node_id, spare });
         }
         ensure!(
             !gateways.is_empty() && gateways.len() == s3.endpoints.len(),
@@ -183,6 +211,7 @@ mod tests {
     fn a_cluster_file_is_read() {
         let cluster = Cluster::parse(FILE).unwrap();
         assert_eq!(cluster.pids(), [(Role::Gateway, 1), (Role::Storage, 2)]);
+        assert_eq!(cluster.storage[0].home(), Path::new("/d/storage1"));
         assert_eq!(cluster.storage[0].log, Path::new("/d/storage1/log"));
         assert_eq!(cluster.gateways[0].config, Path::new("/d/gateway1/config.toml"));
         assert_eq!(cluster.settings(Duration::ZERO).endpoints, ["http://127.0.0.1:3900"]);

@@ -83,21 +83,56 @@ impl Processes {
             .with_context(|| format!("the cluster has no {} number {}", daemon.role.name(), daemon.index + 1))
     }
 
-    /// SIGKILLs the given daemons at once and waits until they are gone.
+    /// SIGKILLs those of the given daemons that run, at once, and waits until they are gone.
     pub async fn kill(&mut self, daemons: &[Daemon]) -> Result<()> {
-        let pids: Vec<_> =
-            daemons.iter().map(|daemon| Ok(self.member(*daemon)?.pid)).collect::<Result<_>>()?;
+        let pids = self.pids_of(daemons)?;
         for pid in &pids {
             kill_now(*pid)?;
         }
-        self.wait_gone(&pids, Duration::from_secs(30)).await
+        self.wait_gone(&pids, Duration::from_secs(30)).await?;
+        self.forget(daemons)
     }
 
-    /// Asks a daemon to stop and waits until it is gone.
+    /// Asks a daemon to stop, if it runs, and waits until it is gone.
     pub async fn stop(&mut self, daemon: Daemon) -> Result<()> {
-        let pid = self.member(daemon)?.pid;
-        terminate(pid)?;
-        self.wait_gone(&[pid], Duration::from_mins(1)).await
+        let pids = self.pids_of(&[daemon])?;
+        for pid in &pids {
+            terminate(*pid)?;
+        }
+        self.wait_gone(&pids, Duration::from_mins(1)).await?;
+        self.forget(&[daemon])
+    }
+
+    /// SIGSTOP or SIGCONT for a daemon, if it runs.
+    pub fn pause(&self, daemon: Daemon, paused: bool) -> Result<()> {
+        let kind = if paused { Signal::STOP } else { Signal::CONT };
+        self.pids_of(&[daemon])?.into_iter().try_for_each(|pid| signal(pid, kind))
+    }
+
+    /// Whether we have not ended the daemon.
+    pub fn is_up(&self, daemon: Daemon) -> bool {
+        self.member(daemon).is_ok_and(|member| member.pid != 0)
+    }
+
+    fn pids_of(&self, daemons: &[Daemon]) -> Result<Vec<u32>> {
+        let pids = daemons.iter().map(|daemon| Ok(self.member(*daemon)?.pid));
+        // 0: ended by us. Its id may belong to another process by now.
+        pids.filter(|pid| !matches!(pid, Ok(0))).collect()
+    }
+
+    fn forget(&mut self, daemons: &[Daemon]) -> Result<()> {
+        for daemon in daemons {
+            self.member(*daemon)?;
+            self.members_mut(daemon.role)[daemon.index].pid = 0;
+        }
+        Ok(())
+    }
+
+    fn members_mut(&mut self, role: Role) -> &mut Vec<Member> {
+        match role {
+            Role::Gateway => &mut self.cluster.gateways,
+            Role::Storage => &mut self.cluster.storage,
+        }
     }
 
     async fn wait_gone(&mut self, pids: &[u32], limit: Duration) -> Result<()> {
@@ -115,6 +150,38 @@ impl Processes {
         }
     }
 
+    /// Every storage node.
+    pub fn storage(&self) -> Vec<Daemon> {
+        self.all().into_iter().filter(|daemon| daemon.role == Role::Storage).collect()
+    }
+
+    /// A storage node has another id from now on.
+    pub fn renamed(&mut self, daemon: Daemon, id: &str) {
+        if let Some(node) = self.cluster.storage.get_mut(daemon.index) {
+            node.node_id = Some(id.to_owned());
+        }
+    }
+
+    /// Runs a storage node's program on its configuration, with more arguments, to its end; gives what it prints.
+    pub fn run_storage(&self, daemon: Daemon, arguments: &[&str]) -> Result<String> {
+        let config = &self.member(daemon)?.config;
+        let mut command = Command::new(&self.storage_bin);
+        command.arg("--config").arg(config).args(arguments).stdin(Stdio::null());
+        let output =
+            command.output().with_context(|| format!("cannot start {}", self.storage_bin.display()))?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            bail!("`hayloft-storage --config {} {}` failed: {error}", config.display(), arguments.join(" "));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The daemon of that name.
+    pub fn named(&self, name: &str) -> Result<Daemon> {
+        let found = self.all().into_iter().find(|daemon| self.member(*daemon).is_ok_and(|m| m.name == name));
+        found.with_context(|| format!("the cluster has no daemon {name}"))
+    }
+
     /// Starts a daemon from its configuration file, with more arguments, and notes its process id. Its output is
     /// added to its log.
     pub fn start(&mut self, daemon: Daemon, arguments: &[String]) -> Result<()> {
@@ -123,23 +190,20 @@ impl Processes {
             Role::Storage => self.storage_bin.clone(),
         };
         let child = spawn(&binary, self.member(daemon)?, arguments)?;
-        let members = match daemon.role {
-            Role::Gateway => &mut self.cluster.gateways,
-            Role::Storage => &mut self.cluster.storage,
-        };
-        members[daemon.index].pid = child.id();
+        self.members_mut(daemon.role)[daemon.index].pid = child.id();
         self.children.push(child);
         write_pids(&self.file, &self.cluster)
     }
 
-    /// The first of the daemons that does not run, if any: something crashed that nobody killed.
+    /// The first of the daemons that should run and does not, if any: something crashed that nobody killed.
     pub fn missing(&self) -> Option<&Member> {
         let mut members = self.cluster.gateways.iter().chain(&self.cluster.storage);
-        members.find(|member| !is_running(member.pid))
+        members.find(|member| member.pid != 0 && !is_running(member.pid))
     }
 }
 
-fn beside(name: &str) -> PathBuf {
+/// The program of that name beside this one, else the one in PATH.
+pub fn beside(name: &str) -> PathBuf {
     let here = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
     here.filter(|path| path.exists()).unwrap_or_else(|| name.into())
 }

@@ -3,10 +3,9 @@
 //! writes follows its own clock.
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::no_failures;
 use crate::check;
 use crate::cluster::{Daemon, Role};
+use crate::testbed::{Testbed, no_failures};
 use crate::workload::{Keys, Site, observe};
 use anyhow::{Context as _, Result, bail};
 use jiff::fmt::rfc2822::DateTimeParser;
@@ -15,8 +14,8 @@ const MINUTE: i64 = 60_000;
 const HOUR: i64 = 3_600_000;
 const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
-    setup.two_gateways().await?;
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
+    setup.gateways(2).await?;
     let (site, prefix) = setup.site("clock");
     let keys = Keys::new(&prefix, args.keys.clamp(4, 40));
     let wrong = Daemon { role: Role::Gateway, index: 1 };
@@ -50,7 +49,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
 }
 
 /// What an object written through `site` just now is dated; must be about now.
-async fn last_modified(setup: &Setup, site: &Site, key: &str) -> Result<String> {
+async fn last_modified(setup: &Testbed, site: &Site, key: &str) -> Result<String> {
     site.write(key, 10, None).await;
     let dated = site.s3.head(key).await?.last_modified;
     let time =

@@ -3,15 +3,16 @@
 //! from the damaged node. (Their disks are put back afterwards.)
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::{no_failures, verify};
 use crate::cluster::{Daemon, Role};
+use crate::testbed::{
+    Testbed, collect_files, data_dirs, give_back_disks, no_failures, take_other_disks, verify,
+};
 use crate::workload::{Keys, Mix, together};
 use anyhow::{Context as _, Result, bail};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Time for repairs that reads have asked for.
@@ -19,7 +20,7 @@ const REPAIR_TIME: Duration = Duration::from_secs(10);
 /// Most files that are damaged: the rest shows that undamaged ones are fine too.
 const MOST_FILES: usize = 100;
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
     let (site, prefix) = setup.site("damage");
     let keys = Keys::new(&prefix, args.keys.min(200));
     let mix = Mix::default();
@@ -65,9 +66,10 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
     }
     no_failures(&site)?;
     tokio::time::sleep(REPAIR_TIME).await;
-    let dirs = take_other_disks(setup).await?;
+    let damaged = Daemon { role: Role::Storage, index: 0 };
+    let dirs = take_other_disks(setup, damaged).await?;
     let proof = verify(setup, &site, &keys, args.monotonic).await.context("from the damaged node alone");
-    give_back_disks(setup, &dirs).await?;
+    give_back_disks(setup, damaged, &dirs).await?;
     let alone = proof?;
     no_failures(&site)?;
     verify(setup, &site, &keys, args.monotonic).await.context("with all disks again")?;
@@ -80,53 +82,6 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
         counts[2],
         alone.reads
     ))
-}
-
-/// All storage nodes but the damaged one.
-fn others(setup: &Setup) -> Vec<Daemon> {
-    let count = setup.processes.cluster.storage.len();
-    (1..count).map(|index| Daemon { role: Role::Storage, index }).collect()
-}
-
-/// Where a data directory is put meanwhile.
-fn aside(dir: &Path) -> PathBuf {
-    dir.with_extension("aside")
-}
-
-/// Restarts all other nodes without their data directories, as if those were not mounted; returns these.
-async fn take_other_disks(setup: &mut Setup) -> Result<Vec<PathBuf>> {
-    let mut dirs = Vec::new();
-    for daemon in others(setup) {
-        setup.processes.stop(daemon).await?;
-        for dir in data_dirs(&setup.processes.member(daemon)?.config)? {
-            std::fs::rename(&dir, aside(&dir)).with_context(|| dir.display().to_string())?;
-            // What an unmounted disk leaves: its empty mount point.
-            std::fs::create_dir(&dir)?;
-            dirs.push(dir);
-        }
-    }
-    start_others(setup).await?;
-    Ok(dirs)
-}
-
-async fn give_back_disks(setup: &mut Setup, dirs: &[PathBuf]) -> Result<()> {
-    for daemon in others(setup) {
-        setup.processes.stop(daemon).await?;
-    }
-    for dir in dirs {
-        std::fs::remove_dir(dir).with_context(|| format!("{} was written to", dir.display()))?;
-        std::fs::rename(aside(dir), dir)?;
-    }
-    start_others(setup).await
-}
-
-async fn start_others(setup: &mut Setup) -> Result<()> {
-    let others = others(setup);
-    setup.restart(&others, &[])?;
-    for daemon in others {
-        setup.listening(daemon).await?;
-    }
-    setup.healthy().await.map(|_| ())
 }
 
 /// Damages a file; false if there is nothing in it to damage, or it has just gone.
@@ -150,41 +105,6 @@ fn harm(path: &Path, kind: usize, random: &mut SmallRng) -> std::io::Result<bool
     Ok(true)
 }
 
-/// The data directories that a storage node's configuration names.
-fn data_dirs(config: &Path) -> Result<Vec<PathBuf>> {
-    let text =
-        std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
-    let table: toml::Table = text.parse().with_context(|| config.display().to_string())?;
-    let dirs: Vec<PathBuf> = match table.get("data_dir") {
-        Some(toml::Value::String(path)) => vec![path.into()],
-        Some(toml::Value::Array(list)) => {
-            let path = |entry: &toml::Value| match entry {
-                toml::Value::String(path) => Some(PathBuf::from(path)),
-                entry => entry.get("path").and_then(toml::Value::as_str).map(PathBuf::from),
-            };
-            list.iter().filter_map(path).collect()
-        }
-        _ => Vec::new(),
-    };
-    if dirs.is_empty() {
-        bail!("{} has no data_dir", config.display());
-    }
-    Ok(dirs)
-}
-
-fn collect_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            collect_files(&entry.path(), files)?;
-        } else if kind.is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,17 +120,5 @@ mod tests {
             assert_ne!(std::fs::read(&path).ok(), Some(vec![7; 100]), "{kind}");
         }
         assert!(!harm(&path, 0, &mut random).unwrap(), "the file is gone");
-    }
-
-    #[test]
-    fn data_directories_are_found_in_both_forms() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("storage.toml");
-        for text in ["data_dir = \"/d\"", "data_dir = [{ path = \"/d\", capacity = \"1GiB\" }]"] {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(data_dirs(&path).unwrap(), [PathBuf::from("/d")]);
-        }
-        std::fs::write(&path, "x = 1").unwrap();
-        assert!(data_dirs(&path).is_err());
     }
 }

@@ -2,20 +2,19 @@
 //! once.
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::verify;
 use crate::client::{Content, Payload};
 use crate::cluster::{Daemon, Role};
 use crate::history::Outcome;
 use crate::report::duration_text;
+use crate::testbed::{Testbed, verify};
 use crate::workload::{Keys, Observed, observe, together};
 use anyhow::{Context as _, Result, bail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
-    setup.two_gateways().await?;
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
+    setup.gateways(2).await?;
     let (site, prefix) = setup.site("kill-gateway");
     let keys = Keys::new(&prefix, 1);
     let key = keys.name(0);

@@ -4,9 +4,8 @@
 //! nothing works without the node that came back.
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::{no_failures, verify};
 use crate::cluster::{Daemon, Role};
+use crate::testbed::{Testbed, no_failures, verify};
 use crate::workload::{Keys, Mix, mixed, together};
 use anyhow::{Context as _, Result, bail};
 use std::sync::atomic::Ordering;
@@ -15,7 +14,7 @@ use std::time::Duration;
 /// Clients, as the scenario is defined.
 const CLIENTS: u64 = 64;
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
     let (site, prefix) = setup.site("kill-one");
     let keys = Keys::new(&prefix, args.keys);
     let nodes = setup.processes.cluster.storage.len();
@@ -48,7 +47,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
 }
 
 async fn kill_each(
-    setup: &mut Setup,
+    setup: &mut Testbed,
     site: &crate::workload::Site,
     nodes: usize,
     load: Duration,

@@ -1,9 +1,8 @@
 //! Many large transfers at once through one gateway: its memory stays bounded; and little is used at rest.
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::no_failures;
 use crate::cluster::{Role, Usage, machine_disk_free, reset_peak, usage_of};
+use crate::testbed::{Testbed, no_failures};
 use crate::workload::{Keys, observe, together};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -14,7 +13,7 @@ const IDLE_LIMITS_MIB: [(Role, u64); 2] = [(Role::Gateway, 32), (Role::Storage, 
 /// Rest before memory at rest is read.
 const REST: Duration = Duration::from_secs(20);
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
     let size = args.transfer_mib << 20;
     let config = &setup.processes.cluster.storage.first().map(|node| node.config.clone());
     if let Some(dir) = config.as_deref().and_then(std::path::Path::parent) {
@@ -80,7 +79,7 @@ pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
 }
 
 /// A figure, in KiB, of the process of each role that has most of it.
-fn figures(setup: &Setup, figure: impl Fn(Usage) -> u64) -> Result<BTreeMap<&'static str, u64>> {
+fn figures(setup: &Testbed, figure: impl Fn(Usage) -> u64) -> Result<BTreeMap<&'static str, u64>> {
     let mut most = BTreeMap::new();
     for (role, pid) in setup.processes.cluster.pids() {
         let of_role = most.entry(Role::name(role)).or_insert(0);

@@ -11,14 +11,13 @@ mod kill_gateway;
 mod kill_one;
 mod memory;
 mod rounds;
-mod setup;
-mod verify;
 
+use crate::testbed::{Programs, Shape, Testbed};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use hayloft_common::env::Env;
-use setup::Setup;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What to do to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -96,7 +95,7 @@ pub struct CrashArgs {
 /// Runs the scenario and says in its last line whether everything held.
 pub async fn run(env: &Env, args: &CrashArgs) -> Result<()> {
     let seed = args.seed.unwrap_or_else(|| env.random_u64() >> 16);
-    let mut setup = Setup::start(env, args, seed).await?;
+    let mut setup = start(env, args, seed).await?;
     println!(
         "seed {seed}; {} gateways, {} storage nodes",
         setup.s3.endpoints(),
@@ -139,4 +138,21 @@ pub async fn run(env: &Env, args: &CrashArgs) -> Result<()> {
     } else {
         bail!("FAIL: {} (seed {seed})", failed.join(", "))
     }
+}
+
+/// Finds the cluster, or starts one, and waits until it serves.
+async fn start(env: &Env, args: &CrashArgs, seed: u64) -> Result<Testbed> {
+    let programs = Programs {
+        hayloft: args.dev_bin.clone(),
+        gateway: args.gateway_bin.clone(),
+        storage: args.storage_bin.clone(),
+    };
+    let limit = Duration::from_secs(args.recovery_limit);
+    if let Some(file) = &args.cluster {
+        let setup = Testbed::adopt(env, file, &programs, seed, limit)?;
+        setup.healthy().await?;
+        return Ok(setup);
+    }
+    let shape = Shape { gateways: 2, ..Shape::default() };
+    Testbed::start(env, &programs, args.dir.as_deref(), &shape, seed, limit).await
 }

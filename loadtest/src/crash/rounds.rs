@@ -1,10 +1,9 @@
 //! Rounds of: write under load, kill every daemon at once, restart, verify everything.
 
 use super::CrashArgs;
-use super::setup::Setup;
-use super::verify::{no_refusals, verify};
 use crate::history::Outcome;
 use crate::report::duration_text;
+use crate::testbed::{Testbed, no_refusals, verify};
 use crate::workload::{Keys, Mix, mixed};
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,7 +12,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-pub(super) async fn run(setup: &mut Setup, args: &CrashArgs) -> Result<String> {
+pub(super) async fn run(setup: &mut Testbed, args: &CrashArgs) -> Result<String> {
     let (site, prefix) = setup.site("rounds");
     let keys = Keys::new(&prefix, args.keys);
     let mut random = SmallRng::seed_from_u64(setup.seed);

@@ -1,7 +1,8 @@
 //! The mixed workload: puts of all sizes, overwrites, deletes, multipart uploads and reads on shared keys.
 
-use super::object::{observe, observe_head};
+use super::object::{Retries, observe, observe_head};
 use super::{Keys, Site, together};
+use crate::check;
 use crate::client::{Content, Payload};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt as _, SeedableRng as _};
@@ -19,6 +20,9 @@ pub struct Mix {
     pub get: u32,
     pub head: u32,
     pub list: u32,
+    pub copy: u32,
+    /// Whole listings that are judged: dear, as they read all keys and the whole history.
+    pub checked_list: u32,
     /// Largest object of a put, in bytes.
     pub max_size: u64,
 }
@@ -33,6 +37,8 @@ impl Default for Mix {
             get: 30,
             head: 5,
             list: 2,
+            copy: 3,
+            checked_list: 0,
             max_size: 3 << 20,
         }
     }
@@ -72,7 +78,17 @@ pub async fn mixed(site: &Site, keys: &Keys, mix: Mix, clients: u64, seed: u64) 
 async fn step(site: &Site, keys: &Keys, mix: Mix, random: &mut SmallRng) {
     let key = keys.pick(random);
     let size = mix.size(random);
-    let weights = [mix.put, mix.delete, mix.multipart, mix.abandoned_upload, mix.get, mix.head, mix.list];
+    let weights = [
+        mix.put,
+        mix.delete,
+        mix.multipart,
+        mix.abandoned_upload,
+        mix.get,
+        mix.head,
+        mix.list,
+        mix.copy,
+        mix.checked_list,
+    ];
     let mut draw = random.random_range(0..weights.iter().sum::<u32>().max(1));
     let chosen = weights.iter().position(|weight| {
         let hit = draw < *weight;
@@ -86,6 +102,8 @@ async fn step(site: &Site, keys: &Keys, mix: Mix, random: &mut SmallRng) {
         Some(3) => abandon(site, &key, size, random.random_bool(0.5)).await,
         Some(5) => observe_head(site, &key).await,
         Some(6) => list(site, keys).await,
+        Some(7) => site.copy(&key, &keys.pick(random)).await,
+        Some(8) => list_checked(site, keys).await,
         _ => drop(observe(site, &key).await),
     }
 }
@@ -106,8 +124,37 @@ async fn abandon(site: &Site, key: &str, size: u64, abort: bool) {
 
 async fn list(site: &Site, keys: &Keys) {
     // Judged when the keys are at rest; here it only adds load and must not fail.
-    match site.s3.list_page(keys.prefix(), Some("/"), None, 100).await {
+    let mut retries = Retries::of(site, "list");
+    let result = loop {
+        let result = site.s3.list_page(keys.prefix(), Some("/"), None, 100).await;
+        if !retries.again(&result).await {
+            break result;
+        }
+    };
+    match result {
         Ok(_) => site.succeeded(),
+        Err(error) => site.failed("list", &error),
+    }
+}
+
+/// Lists all keys and judges the listing against what was written before and meanwhile.
+async fn list_checked(site: &Site, keys: &Keys) {
+    let mut retries = Retries::of(site, "list");
+    let (start, result) = loop {
+        let start = site.env.now();
+        let result = site.s3.list_all(keys.prefix()).await;
+        if !retries.again(&result).await {
+            break (start, result);
+        }
+    };
+    match result {
+        Ok(listed) => {
+            let end = site.env.now();
+            let listed: Vec<_> = listed.into_iter().map(|object| (object.key, object.size)).collect();
+            let found = check::listing(&site.history.writes_under(keys.prefix()), &listed, start, end);
+            site.violations.lock().extend(found);
+            site.succeeded();
+        }
         Err(error) => site.failed("list", &error),
     }
 }

@@ -49,6 +49,8 @@ pub struct Site {
     pub failures: Arc<Mutex<BTreeMap<String, Failure>>>,
     /// Requests that succeeded.
     pub done: Arc<AtomicU64>,
+    /// How often a read whose connection broke is tried again: 0 unless gateways are killed.
+    pub read_retries: u32,
     stop: Arc<AtomicBool>,
 }
 
@@ -62,6 +64,7 @@ impl Site {
             violations: Arc::default(),
             failures: Arc::default(),
             done: Arc::default(),
+            read_retries: 0,
             stop: Arc::default(),
         }
     }

@@ -3,9 +3,15 @@
 use super::Site;
 use crate::client::{Content, Effect, Error, Head, Payload};
 use crate::history::{Generation, Outcome, State};
+use std::time::Duration;
+
+/// Before a read is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Name of the user metadata that carries the generation.
 const GENERATION: &str = "hayloft-generation";
+/// Name of the user metadata that says whose bytes a copy has: `GENERATION KEY-IN-HEX`.
+const ORIGIN: &str = "hayloft-origin";
 
 /// What a read found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,21 +36,36 @@ fn claimed(key: &str, head: &Head) -> Result<(Generation, Content), Error> {
     let generation = head.metadata.get(GENERATION).and_then(|text| text.parse().ok());
     let generation =
         generation.ok_or_else(|| Error::WrongContent(format!("object without its metadata {GENERATION}")))?;
-    Ok((generation, Content::of(key, generation, head.len)))
+    let Some(origin) = head.metadata.get(ORIGIN) else {
+        return Ok((generation, Content::of(key, generation, head.len)));
+    };
+    let (first, source) = parse_origin(origin)
+        .ok_or_else(|| Error::WrongContent(format!("its metadata {ORIGIN} is {origin:?}")))?;
+    Ok((generation, Content::of(&source, first, head.len)))
 }
 
-/// Reads an object, checks its bytes, and records what it was.
+fn parse_origin(text: &str) -> Option<(Generation, String)> {
+    let (generation, key) = text.split_once(' ')?;
+    Some((generation.parse().ok()?, String::from_utf8(hex::decode(key).ok()?).ok()?))
+}
+
+/// Reads an object, checks its bytes, and records what it was. A read whose connection broke is tried again as often
+/// as the site allows, through the gateway whose turn it is.
 pub async fn observe(site: &Site, key: &str) -> Observed {
-    let start = site.env.now();
-    let mut state = State::Absent;
-    let result = site
-        .s3
-        .get(key, |head| {
+    let mut retries = Retries::of(site, "get");
+    let (start, mut state, result) = loop {
+        let start = site.env.now();
+        let mut state = State::Absent;
+        let read = site.s3.get(key, |head| {
             let (generation, content) = claimed(key, head)?;
             state = State::Present { generation, len: head.len };
             Ok(Some(content))
-        })
-        .await;
+        });
+        let result = read.await;
+        if !retries.again(&result).await {
+            break (start, state, result);
+        }
+    };
     match result {
         Ok(_) => {}
         Err(error) if error.is_not_found() => state = State::Absent,
@@ -62,10 +83,43 @@ pub async fn observe(site: &Site, key: &str) -> Observed {
     Observed::State(state)
 }
 
+/// Whether a read is tried again.
+pub(super) struct Retries<'a> {
+    site: &'a Site,
+    operation: &'static str,
+    left: u32,
+}
+
+impl<'a> Retries<'a> {
+    pub(super) fn of(site: &'a Site, operation: &'static str) -> Self {
+        Self { site, operation, left: site.read_retries }
+    }
+
+    /// Counts a broken connection and pauses, if another try is allowed.
+    pub(super) async fn again<T>(&mut self, result: &Result<T, Error>) -> bool {
+        match result {
+            Err(error @ (Error::Connect { .. } | Error::Transport { .. })) if self.left > 0 => {
+                self.site.failed(&format!("{} (tried again)", self.operation), error);
+                self.left -= 1;
+                tokio::time::sleep(RETRY_PAUSE).await;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Reads only the head and records what it claims.
 pub(super) async fn observe_head(site: &Site, key: &str) {
-    let start = site.env.now();
-    let state = match site.s3.head(key).await {
+    let mut retries = Retries::of(site, "head");
+    let (start, result) = loop {
+        let start = site.env.now();
+        let result = site.s3.head(key).await;
+        if !retries.again(&result).await {
+            break (start, result);
+        }
+    };
+    let state = match result {
         Ok(head) => match claimed(key, &head) {
             Ok((generation, _)) => State::Present { generation, len: head.len },
             Err(error) => return site.wrong_content(key, error.to_string()),
@@ -98,6 +152,34 @@ impl Site {
             Err(error) => self.failed(if part_size.is_some() { "multipart" } else { "put" }, &error),
         }
         (state, outcome)
+    }
+
+    /// Copies what `from` holds now to `to`, as a new generation with the same bytes; nothing if there is nothing to
+    /// copy. Recorded and counted.
+    pub async fn copy(&self, from: &str, to: &str) {
+        let head = match self.s3.head(from).await {
+            Ok(head) => head,
+            Err(error) if error.is_not_found() => return self.succeeded(),
+            Err(error) => return self.failed("copy's source", &error),
+        };
+        let Ok((source, _)) = claimed(from, &head) else {
+            return self.wrong_content(from, "the source of a copy claims no generation".into());
+        };
+        let origin = head.metadata.get(ORIGIN).cloned();
+        let origin = origin.unwrap_or_else(|| format!("{source} {}", hex::encode(from)));
+        let generation = self.history.generation();
+        let text = generation.to_string();
+        let metadata = [(GENERATION, text.as_str()), (ORIGIN, origin.as_str())];
+        let state = State::Present { generation, len: head.len };
+        let pending = self.history.begin(to, state, self.env.now());
+        let result = self.s3.copy_if(from, &head.etag, to, &metadata).await;
+        let outcome = outcome(&result);
+        self.history.end(pending, outcome, self.env.now());
+        match result {
+            // Refused: the source was written or deleted meanwhile.
+            Ok(()) | Err(Error::Service { status: 404 | 412, .. }) => self.succeeded(),
+            Err(error) => self.failed("copy", &error),
+        }
     }
 
     /// Deletes an object; recorded and counted.

@@ -1,28 +1,30 @@
 //! Reading everything back through every gateway and judging it.
 
-use super::setup::Setup;
+use super::{Testbed, read_keys};
 use crate::check;
-use crate::workload::{Keys, Observed, Site, observe, together};
+use crate::workload::{Keys, Site};
 use anyhow::{Result, bail};
-
-/// How many objects are read at a time.
-const LANES: u32 = 16;
 
 /// What was verified.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Verified {
-    pub(super) reads: usize,
-    pub(super) writes: usize,
+pub struct Verified {
+    pub reads: usize,
+    pub writes: usize,
 }
 
 /// Reads every key through every gateway, lists them, and checks all reads so far against the history; afterwards
 /// forgets what no longer matters. Nothing may be writing meanwhile.
-pub(super) async fn verify(setup: &Setup, site: &Site, keys: &Keys, monotonic: bool) -> Result<Verified> {
+pub async fn verify(setup: &Testbed, site: &Site, keys: &Keys, monotonic: bool) -> Result<Verified> {
     for gateway in 0..setup.s3.endpoints() {
         let through = site.through(setup.s3.pinned(gateway));
-        read_all(&through, keys).await;
+        read_keys(&through, keys).await?;
         list(&through, keys).await?;
     }
+    judge(site, monotonic)
+}
+
+/// Checks all reads so far against the history, and forgets what no longer matters. Nothing may be running meanwhile.
+pub fn judge(site: &Site, monotonic: bool) -> Result<Verified> {
     let snapshot = site.history.snapshot();
     let mut violations = std::mem::take(&mut *site.violations.lock());
     for (name, key) in &snapshot {
@@ -43,27 +45,6 @@ pub(super) async fn verify(setup: &Setup, site: &Site, keys: &Keys, monotonic: b
     bail!("{} violations, the first: {}", violations.len(), violations[0])
 }
 
-async fn read_all(site: &Site, keys: &Keys) {
-    let lanes = (0..LANES).map(|lane| {
-        let (site, keys) = (site.clone(), keys.clone());
-        async move {
-            for index in (lane..keys.count()).step_by(LANES as usize) {
-                let name = keys.name(index);
-                if observe(&site, &name).await == Observed::Failed {
-                    let failures = site.failures.lock().clone();
-                    site.wrong_content(
-                        &name,
-                        format!("cannot be read at rest; failures so far: {failures:?}"),
-                    );
-                }
-            }
-        }
-    });
-    if together(&site.env, "verify", lanes).await.iter().any(Option::is_none) {
-        site.wrong_content("", "a verifying task panicked".into());
-    }
-}
-
 async fn list(site: &Site, keys: &Keys) -> Result<()> {
     let start = site.env.now();
     let listed = site.s3.list_all(keys.prefix()).await?;
@@ -75,13 +56,13 @@ async fn list(site: &Site, keys: &Keys) -> Result<()> {
 }
 
 /// Fails if any request failed so far: for faults that clients must not notice.
-pub(super) fn no_failures(site: &Site) -> Result<()> {
+pub fn no_failures(site: &Site) -> Result<()> {
     let failures = site.failures.lock().clone();
     if failures.is_empty() { Ok(()) } else { bail!("requests failed: {failures:?}") }
 }
 
 /// Fails if a request failed otherwise than by its connection: for faults that break connections.
-pub(super) fn no_refusals(site: &Site) -> Result<()> {
+pub fn no_refusals(site: &Site) -> Result<()> {
     let broken = |kind: &str| ["connect", "transport"].iter().any(|how| kind.ends_with(&format!(": {how}")));
     let refused: Vec<_> =
         site.failures.lock().clone().into_iter().filter(|(kind, _)| !broken(kind)).collect();

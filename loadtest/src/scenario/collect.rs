@@ -1,0 +1,81 @@
+//! Objects are written and deleted: after collection the disks hold what an empty cluster's hold, and nothing is left
+//! over that no object needs.
+
+use super::{Context, end};
+use crate::cluster::disk_usage;
+use crate::testbed::{Shape, Testbed, data_dirs, delete_keys, fill, metadata_dir};
+use crate::workload::Keys;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::time::Duration;
+
+/// Between two looks at the disks.
+const LOOK: Duration = Duration::from_secs(2);
+/// What may stay, in percent of the empty cluster's.
+const TOLERANCE: u64 = 5;
+
+pub(super) async fn run(cx: &mut Context<'_>) -> Result<()> {
+    let bed = cx.cluster(Shape::default()).await?;
+    let result = work(cx, &bed).await;
+    end(bed, result).await
+}
+
+/// Bytes of metadata and of blocks on the disks of all nodes.
+fn usage(bed: &Testbed) -> Result<(u64, u64)> {
+    let mut sum = (0, 0);
+    for node in &bed.processes.cluster.storage {
+        sum.0 += disk_usage(&metadata_dir(&node.config)?);
+        sum.1 += data_dirs(&node.config)?.iter().map(|dir| disk_usage(dir)).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+async fn work(cx: &mut Context<'_>, bed: &Testbed) -> Result<()> {
+    let (site, prefix) = bed.site("collect");
+    let keys = Keys::new(&prefix, cx.args.objects());
+    bed.converged(true, cx.args.limit()).await.context("while empty")?;
+    let empty = usage(bed)?;
+    cx.figures.mib("empty: metadata", empty.0);
+    cx.figures.mib("empty: blocks", empty.1);
+    // Some within their row, most in blocks, some with several.
+    let size = |index: u32| match index % 10 {
+        0..4 => 1 << 10,
+        4..9 => 20 << 10,
+        _ => 150 << 10,
+    };
+    let (bytes, took) = fill(&site, &keys, size).await.context("filling")?;
+    cx.figures.mib("written", bytes);
+    cx.figures.add("written at", f64::from(keys.count()) / took.as_secs_f64(), "objects/s");
+    let full = usage(bed)?;
+    cx.figures.mib("full: metadata", full.0);
+    cx.figures.mib("full: blocks", full.1);
+    ensure!(full.0 + full.1 > 2 * bytes, "the disks do not hold what was written");
+    let start = bed.env.now();
+    delete_keys(&site, &keys, |_| true).await?;
+    cx.figures.seconds("deleted in", bed.env.now().saturating_sub(start));
+    bed.converged(true, cx.args.limit()).await.context("collecting")?;
+    cx.figures.seconds("nothing left to collect after", bed.env.now().saturating_sub(start));
+    loop {
+        let now = usage(bed)?;
+        let (left, allowed) = (now.0 + now.1, (empty.0 + empty.1) * (100 + TOLERANCE) / 100);
+        let waited = bed.env.now().saturating_sub(start);
+        if left <= allowed {
+            cx.figures.seconds("space back after", waited);
+            cx.figures.mib("left: metadata", now.0);
+            cx.figures.mib("left: blocks", now.1);
+            break;
+        }
+        if waited > cx.args.limit() {
+            bail!(
+                "after {waited:?} {} KiB of metadata and {} KiB of blocks are left; empty were {} and {}",
+                now.0 >> 10,
+                now.1 >> 10,
+                empty.0 >> 10,
+                empty.1 >> 10
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let listed = site.s3.list_all(&prefix).await?;
+    ensure!(listed.is_empty(), "{} deleted objects are listed", listed.len());
+    Ok(())
+}
