@@ -21,8 +21,7 @@ impl Node {
         self.barrier().await?;
         let (given, refused): (Vec<Partition>, _) =
             request.partitions.into_iter().partition(|partition| self.has_copy_of(*partition));
-        let mut reply_totals = Totals { totals: Vec::new(), refused };
-        let sums = self
+        let totals = self
             .blocking(move |node| {
                 let view = node.engine.snapshot();
                 let mut sums = Vec::new();
@@ -33,8 +32,7 @@ impl Node {
                 Ok(sums)
             })
             .await?;
-        reply_totals.totals = sums;
-        reply(&reply_totals)
+        reply(&Totals { totals, refused })
     }
 
     pub(super) async fn read_leaves(self: &Arc<Self>, request: ReadLeaves) -> Answer {
@@ -53,6 +51,11 @@ impl Node {
         self.barrier().await?;
         let read = move |node: &Self| compare::page(&*node.engine.snapshot(), &request);
         reply(&self.blocking(move |node| read(node).map_err(|e| tables_error(&e))).await?)
+    }
+
+    /// Whether this node holds the partition, and has no rows in it that are older than its membership.
+    pub fn has_copy_of(&self, partition: Partition) -> bool {
+        self.is_member(partition)
     }
 
     async fn barrier(&self) -> Result<(), RpcError> {
