@@ -7,6 +7,7 @@ use hayloft_common::crdt::{Lww, LwwMap};
 use hayloft_common::env::Env;
 use hayloft_common::id::BucketId;
 use hayloft_common::schema::BucketRow;
+use hayloft_common::stamp::Stamp;
 use hayloft_gateway::domain::memory::MemoryStore;
 use hayloft_gateway::domain::{Body, BodyChecks, Bucket, DomainError, Gateway, PutDone, PutObject};
 use hayloft_gateway::limits::DomainConfig;
@@ -43,6 +44,13 @@ pub(crate) fn bucket(shards: u16) -> Arc<Bucket> {
         monotonic_reads: Lww::default(),
     };
     Arc::new(Bucket { name: "bucket".into(), row })
+}
+
+/// The same bucket, with monotonic reads on.
+pub(crate) fn monotonic(bucket: &Arc<Bucket>) -> Arc<Bucket> {
+    let mut bucket = Bucket::clone(bucket);
+    bucket.row.monotonic_reads = Lww::new(Stamp::ZERO, true);
+    Arc::new(bucket)
 }
 
 /// Bytes without a pattern that blocks could share.
