@@ -38,7 +38,8 @@ impl Node {
     pub(super) async fn read_leaves(self: &Arc<Self>, request: ReadLeaves) -> Answer {
         self.check_copy_of(request.partition)?;
         self.barrier().await?;
-        let read = move |node: &Self| compare::leaves(&*node.engine.snapshot(), request.table, request.partition);
+        let read =
+            move |node: &Self| compare::leaves(&*node.engine.snapshot(), request.table, request.partition);
         let leaves = self.blocking(move |node| read(node).map_err(|e| tables_error(&e))).await?;
         reply(&LeavesReply { leaves })
     }

@@ -1,7 +1,7 @@
 //! Finding and giving what another replica lacks: sums first, then leaves, then rows. Pure; on any view.
 //!
 //! Both sides walk their rows of a partition once, in order of key. The asker names the hashes of those it has
-//! ([`held`]), a bounded number at a time with the range of keys they lie in; the other gives the rows of that range whose
+//! ([`Walk`]), a bounded number at a time with the range of keys they lie in; the other gives the rows of that range whose
 //! hashes are not named ([`page`]), a bounded number of bytes at a time. So memory is bounded on both sides, and what
 //! travels is the difference and 9 bytes for each equal row in a leaf that differs.
 //!
@@ -40,7 +40,11 @@ pub fn totals(view: &dyn View, partition: Partition) -> Result<Vec<(TableId, Row
 }
 
 /// The leaves of one table's partition, as they travel.
-pub fn leaves(view: &dyn View, table: TableId, partition: Partition) -> Result<Vec<(u16, RowSum)>, TablesError> {
+pub fn leaves(
+    view: &dyn View,
+    table: TableId,
+    partition: Partition,
+) -> Result<Vec<(u16, RowSum)>, TablesError> {
     let leaves = Leaves::read(view, table, partition.0)?.0;
     let sum = |leaf: fingerprint::Fingerprint| RowSum { sum: leaf.sum.to_le_bytes(), rows: leaf.rows };
     Ok(leaves.into_iter().map(|(leaf, fingerprint)| (leaf, sum(fingerprint))).collect())
@@ -92,16 +96,15 @@ fn keys_between(partition: Partition, from: Option<&[u8]>, to: Option<&[u8]>) ->
 }
 
 /// Rows held in a range of keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+struct Held {
     /// The short hashes of all rows of the leaves asked for.
-    pub have: Vec<u64>,
+    have: Vec<u64>,
     /// Where the range ends (excluded); `None`: with the partition.
-    pub to: Option<Vec<u8>>,
+    to: Option<Vec<u8>>,
 }
 
 /// The rows of some leaves that are stored here from the key `from` on: some thousands, and how far they reach.
-pub fn held(
+fn held(
     view: &dyn View,
     table: TableId,
     partition: Partition,
@@ -109,7 +112,7 @@ pub fn held(
     from: Option<&[u8]>,
 ) -> Result<Held, TablesError> {
     let leaves = LeafSet::new(leaves);
-    let mut found = Held::default();
+    let mut found = Held { have: Vec::new(), to: None };
     let mut visited = 0;
     let mut failed = None;
     let keys = keys_between(partition, from, None);
@@ -136,6 +139,48 @@ pub fn held(
     failed.map_or(Ok(found), Err)
 }
 
+/// The asker's way through a table's partition, from question to question.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    table: TableId,
+    partition: Partition,
+    leaves: Vec<u16>,
+    /// Where the next question begins, and the last one ended.
+    from: Option<Vec<u8>>,
+    to: Option<Vec<u8>>,
+}
+
+impl Walk {
+    /// Through those leaves.
+    pub fn new(table: TableId, partition: Partition, leaves: Vec<u16>) -> Self {
+        Self { table, partition, leaves, from: None, to: None }
+    }
+
+    /// The next question, with what is stored here.
+    pub fn ask(&mut self, view: &dyn View) -> Result<SyncRows, TablesError> {
+        let Held { have, to } = held(view, self.table, self.partition, &self.leaves, self.from.as_deref())?;
+        self.to = to;
+        Ok(SyncRows {
+            table: self.table,
+            partition: self.partition,
+            leaves: self.leaves.clone(),
+            have,
+            from: self.from.clone().map(ByteBuf::from),
+            to: self.to.clone().map(ByteBuf::from),
+        })
+    }
+
+    /// Takes in where the answer ended. False: that was all. `None`: it leads back, which no honest node's does.
+    pub fn answered(&mut self, next: Option<ByteBuf>) -> Option<bool> {
+        let Some(next) = next.map(ByteBuf::into_vec).or(self.to.take()) else { return Some(false) };
+        if self.from.as_ref().is_some_and(|from| next <= *from) {
+            return None;
+        }
+        self.from = Some(next);
+        Some(true)
+    }
+}
+
 /// The rows that an asker lacks, as many as fit in one reply.
 pub fn page(view: &dyn View, ask: &SyncRows) -> Result<SyncRowsReply, TablesError> {
     let mut have = ask.have.clone();
@@ -157,7 +202,9 @@ pub fn page(view: &dyn View, ask: &SyncRows) -> Result<SyncRowsReply, TablesErro
             visited += 1;
             if leaves.contains(key) {
                 match Stored::parse(ask.table, key, value) {
-                    Ok(stored) if have.binary_search(&short_hash(stored.hash)).is_err() => found.push(key.clone()),
+                    Ok(stored) if have.binary_search(&short_hash(stored.hash)).is_err() => {
+                        found.push(key.clone())
+                    }
                     Ok(_) => {}
                     Err(e) => {
                         failed = Some(e);

@@ -13,6 +13,7 @@
 //! It knows nothing of blocks on disk, of peers or of layouts: the partition comes from the key's hash.
 
 mod apply;
+pub mod compare;
 pub mod counters;
 pub mod fingerprint;
 pub mod key;

@@ -52,7 +52,9 @@ impl Worker for PartitionDrop {
         }
         let acks = node.membership.progress();
         let mut done = 0;
-        for partition in leftovers.into_iter().filter(|p| may_drop(&layout, &acks, node.id, *p)).take(PARTITIONS) {
+        for partition in
+            leftovers.into_iter().filter(|p| may_drop(&layout, &acks, node.id, *p)).take(PARTITIONS)
+        {
             self.empty(node, partition, report).await?;
             node.layout_store.dropped(partition).await?;
             self.emptied.lock().remove(&partition);
@@ -78,7 +80,12 @@ impl Worker for PartitionDrop {
 
 impl PartitionDrop {
     /// Removes all rows of a leftover partition, once.
-    async fn empty(&self, node: &Arc<Node>, partition: Partition, report: &Report) -> Result<(), WorkerError> {
+    async fn empty(
+        &self,
+        node: &Arc<Node>,
+        partition: Partition,
+        report: &Report,
+    ) -> Result<(), WorkerError> {
         if self.emptied.lock().contains(&partition) {
             return Ok(());
         }

@@ -153,7 +153,9 @@ impl Worker for LayoutSync {
                 Ok(()) => tracing::info!(version, partitions = done, "this node's copies are complete"),
                 Err(SyncedError::Meta(error)) => return Err(error.into()),
                 // The layout moved on just now.
-                Err(SyncedError::NotSynced(reason)) => tracing::debug!(version, %reason, "not complete after all"),
+                Err(SyncedError::NotSynced(reason)) => {
+                    tracing::debug!(version, %reason, "not complete after all")
+                }
             }
             return Ok(Next::Again);
         }
@@ -300,7 +302,11 @@ async fn look(
         blocks.again_at = node.env.now() + wait;
         if blocks.done && blocks.lost > 0 {
             let lost = blocks.lost;
-            tracing::error!(partition = partition.0, lost, "blocks are lost: no node that should hold them has a readable copy");
+            tracing::error!(
+                partition = partition.0,
+                lost,
+                "blocks are lost: no node that should hold them has a readable copy"
+            );
         } else if !blocks.done {
             blocks.lost = 0;
         }

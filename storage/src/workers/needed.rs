@@ -73,7 +73,11 @@ pub fn missing(node: &Node, partition: Partition, from: Option<&[u8]>) -> Result
 }
 
 /// Those of `blocks` that do not wait in the queue for the resync worker. Blocks.
-pub fn not_queued(node: &Node, partition: Partition, mut blocks: Vec<Hash>) -> Result<Vec<Hash>, TablesError> {
+pub fn not_queued(
+    node: &Node,
+    partition: Partition,
+    mut blocks: Vec<Hash>,
+) -> Result<Vec<Hash>, TablesError> {
     let view = node.engine.snapshot();
     let mut failed = None;
     blocks.retain(|block| {

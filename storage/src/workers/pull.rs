@@ -9,7 +9,8 @@
 use super::WorkerError;
 use crate::commit::{CommitError, Job};
 use crate::serve::Node;
-use crate::tables::{TablesError, compare};
+use crate::tables::TablesError;
+use crate::tables::compare::{self, Walk};
 use hayloft_common::config::MESSAGE_LIFETIME;
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::Partition;
@@ -17,7 +18,7 @@ use hayloft_common::schema::TableId;
 use hayloft_proto::body::Body;
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::message::Message;
-use hayloft_proto::message::sync::{MAX_TOTALS, ReadLeaves, ReadTotals, RowSum, SyncRows};
+use hayloft_proto::message::sync::{MAX_TOTALS, ReadLeaves, ReadTotals, RowSum};
 use hayloft_proto::message::table::{RowBytes, WriteMode, WriteRows};
 use serde_bytes::ByteBuf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -176,32 +177,24 @@ async fn pull_table(
     if leaves.is_empty() {
         return Ok(pulled);
     }
-    let mut from: Option<Vec<u8>> = None;
+    let mut walk = Walk::new(table, partition, leaves);
     loop {
-        let (asked_leaves, start) = (leaves.clone(), from.clone());
-        let held = reading(node, move |node| {
-            compare::held(&*node.engine.snapshot(), table, partition, &asked_leaves, start.as_deref())
+        let (request, walked) = reading(node, move |node| {
+            let request = walk.ask(&*node.engine.snapshot())?;
+            Ok((request, walk))
         })
         .await?;
-        let request = SyncRows {
-            table,
-            partition,
-            leaves: leaves.clone(),
-            have: held.have,
-            from: from.clone().map(ByteBuf::from),
-            to: held.to.clone().map(ByteBuf::from),
-        };
+        walk = walked;
         let asked = node.env.now();
         let reply = ask(node, source, &request).await?;
         pulled += merge(node, source.epoch, table, reply.rows, asked).await?;
-        let next = reply.next.map(ByteBuf::into_vec).or(held.to);
-        match next {
-            None => return Ok(pulled),
-            Some(next) if from.as_ref().is_some_and(|from| next <= *from) => {
+        match walk.answered(reply.next) {
+            Some(true) => {}
+            Some(false) => return Ok(pulled),
+            None => {
                 let text = format!("{} answers rows in circles", source.peer.short());
                 return Err(WorkerError::Other(text));
             }
-            next => from = next,
         }
     }
 }

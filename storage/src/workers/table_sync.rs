@@ -283,10 +283,10 @@ mod tests {
         peers.put_back(node(1), secs(2), Err(()), INTERVAL);
         peers.put_back(node(2), secs(2), Ok(round(9)), INTERVAL);
         let next = peers.choose(secs(2));
-        assert_eq!(next.iter().map(|(id, r)| (*id, r.is_some())).collect::<Vec<_>>(), [
-            (node(2), true),
-            (node(3), false)
-        ]);
+        assert_eq!(
+            next.iter().map(|(id, r)| (*id, r.is_some())).collect::<Vec<_>>(),
+            [(node(2), true), (node(3), false)]
+        );
         peers.put_back(node(2), secs(3), Ok(round(0)), INTERVAL);
         peers.put_back(node(3), secs(3), Ok(round(0)), INTERVAL);
         assert!(chosen(&mut peers, secs(3)).is_empty());
