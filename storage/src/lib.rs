@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod commit;
 pub mod daemon;
+pub mod data_disks;
 pub mod disk;
 pub mod layout_store;
 pub mod limits;

@@ -27,6 +27,8 @@ pub const MAX_WAITING_PUTS: usize = 4096;
 pub const OPEN_SEGMENTS_PER_DISK: usize = 128;
 /// Read errors in a row after which a disk is set aside.
 pub const MAX_READ_ERRORS: u32 = 16;
+/// Looks at a disk in a row that were due while an earlier one was not answered, after which it counts as hanging.
+pub const HANGING_LOOKS: u32 = 8;
 /// Blocks expanding to at most this many bytes are checked on the spot; larger ones in a blocking thread.
 pub const INLINE_CHECK: u64 = 64 << 10;
 

@@ -3,11 +3,13 @@
 //! ```text
 //! Healthy ⇄ Full          free space or the configured capacity crossed the reserve, either way
 //! Healthy, Full → ReadOnly   configured; a failed sync; a failed write; a read-only file system
-//! any → Failed            not there when opened, or too many read errors in a row
+//! any → Failed            not there (any more), or too many read errors in a row
+//! any but Failed ⇄ Hanging   it does not answer / it answers again
 //! ```
 //!
 //! `ReadOnly` and `Failed` last until the daemon is started again: a failed sync ends trust, since what
-//! the kernel still claims to hold may never have reached the platter. No state is fatal to the daemon:
+//! the kernel still claims to hold may never have reached the platter. (A disk that was *gone*, see [`Monitor::is_gone`],
+//! may be opened anew before, with a new monitor.) No state is fatal to the daemon:
 //! blocks of a failed disk are answered as unreadable, and fetched from other nodes again.
 
 use serde::Serialize;
@@ -38,6 +40,8 @@ pub enum Health {
     ReadOnly { reason: ReadOnlyReason },
     /// Nothing, until the daemon is started again.
     Failed { reason: String },
+    /// Nothing, until it answers again.
+    Hanging,
 }
 
 impl Health {
@@ -53,7 +57,7 @@ impl Health {
 
     /// Whether blocks may be read.
     pub fn takes_reads(&self) -> bool {
-        !matches!(self, Self::Failed { .. })
+        !matches!(self, Self::Failed { .. } | Self::Hanging)
     }
 
     /// One word, for metrics and tables.
@@ -63,6 +67,7 @@ impl Health {
             Self::Full => "full",
             Self::ReadOnly { .. } => "read-only",
             Self::Failed { .. } => "failed",
+            Self::Hanging => "hanging",
         }
     }
 }
@@ -84,6 +89,7 @@ impl fmt::Display for Health {
                 }
             },
             Self::Failed { reason } => write!(f, "failed, set aside {until}: {reason}"),
+            Self::Hanging => write!(f, "hanging: it has not answered for long; check the disk"),
         }
     }
 }
@@ -100,8 +106,13 @@ pub enum Event<'a> {
     ReadFailed(&'a io::Error),
     WriteFailed(&'a io::Error),
     SyncFailed(&'a io::Error),
-    /// The disk cannot be used at all.
+    /// The directory, or part of it, is not there any more.
     Gone(String),
+    /// The disk cannot be used at all.
+    Unusable(String),
+    /// It has not answered for long.
+    Hangs,
+    Answers,
 }
 
 /// The state of one disk and what it is derived from.
@@ -109,22 +120,42 @@ pub enum Event<'a> {
 pub struct Monitor {
     health: Health,
     read_errors: u32,
+    hangs: bool,
+    gone: bool,
 }
 
 impl Monitor {
     pub fn new(read_only: bool) -> Self {
         let health =
             if read_only { Health::ReadOnly { reason: ReadOnlyReason::Configured } } else { Health::Healthy };
-        Self { health, read_errors: 0 }
+        Self { health, read_errors: 0, hangs: false, gone: false }
     }
 
-    pub fn health(&self) -> &Health {
-        &self.health
+    pub fn health(&self) -> Health {
+        match &self.health {
+            Health::Failed { .. } => self.health.clone(),
+            _ if self.hangs => Health::Hanging,
+            other => other.clone(),
+        }
+    }
+
+    /// Whether it failed because its directory is not there: it may be opened anew when that is mended.
+    pub fn is_gone(&self) -> bool {
+        self.gone
     }
 
     /// Takes an event in; returns the new state if it changed in kind.
     pub fn apply(&mut self, event: Event<'_>) -> Option<Health> {
-        let next = self.next(event)?;
+        let before = self.health().word();
+        match event {
+            Event::Hangs => self.hangs = true,
+            Event::Answers => self.hangs = false,
+            Event::Gone(_) => self.gone |= !matches!(self.health, Health::Failed { .. }),
+            _ => {}
+        }
+        let Some(next) = self.next(event) else {
+            return (before != self.health().word()).then(|| self.health());
+        };
         let worse_than_full = |h: &Health| matches!(h, Health::ReadOnly { .. } | Health::Failed { .. });
         let keeps = match (&self.health, &next) {
             (Health::Failed { .. }, _) => true,
@@ -134,9 +165,8 @@ impl Monitor {
         if keeps {
             return None;
         }
-        let changed = self.health.word() != next.word();
         self.health = next;
-        changed.then(|| self.health.clone())
+        (before != self.health().word()).then(|| self.health())
     }
 
     fn next(&mut self, event: Event<'_>) -> Option<Health> {
@@ -163,7 +193,8 @@ impl Monitor {
             Event::SyncFailed(error) => {
                 Some(Health::ReadOnly { reason: ReadOnlyReason::SyncFailed(error.to_string()) })
             }
-            Event::Gone(reason) => Some(Health::Failed { reason }),
+            Event::Gone(reason) | Event::Unusable(reason) => Some(Health::Failed { reason }),
+            Event::Hangs | Event::Answers => None,
         }
     }
 }
@@ -190,6 +221,22 @@ mod tests {
         assert_eq!(changed.word(), "read-only");
         assert_eq!(monitor.apply(Event::Space { available: 10, reserve: 5 }), None);
         assert!(!monitor.health().takes_writes() && monitor.health().takes_reads());
+    }
+
+    #[test]
+    fn a_hanging_disk_is_what_it_was_once_it_answers() {
+        let mut monitor = Monitor::new(true);
+        assert_eq!(monitor.apply(Event::Hangs), Some(Health::Hanging));
+        assert_eq!(monitor.apply(Event::Hangs), None);
+        assert!(!monitor.health().takes_reads());
+        assert_eq!(monitor.apply(Event::Answers).unwrap().word(), "read-only");
+        assert_eq!(monitor.apply(Event::Gone("x".into())).unwrap().word(), "failed");
+        assert!(monitor.is_gone());
+        assert_eq!(monitor.apply(Event::Hangs), None);
+        let mut failing = Monitor::new(false);
+        failing.apply(Event::Unusable("y".into()));
+        failing.apply(Event::Gone("x".into()));
+        assert!(!failing.is_gone(), "a disk that fails is not opened anew");
     }
 
     #[test]

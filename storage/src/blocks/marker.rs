@@ -50,6 +50,8 @@ pub(super) enum MarkError {
     Refused(OpenError),
     /// The disk fails, or is not there: the daemon starts without it.
     Failed(String),
+    /// There is a marker, and it can't be read.
+    Damaged(String),
 }
 
 impl From<OpenError> for MarkError {
@@ -83,7 +85,7 @@ impl Marker {
     }
 
     fn check(&self, name: &str, identity: &Identity) -> Result<DiskId, MarkError> {
-        let damaged = || MarkError::Failed(format!("its `{MARKER}` file is damaged: restore it"));
+        let damaged = || MarkError::Damaged("its checksum is wrong".into());
         if self.crc != self.checksum() {
             return Err(damaged());
         }
@@ -107,9 +109,17 @@ pub(super) fn read(disk: &dyn Disk, identity: &Identity) -> Result<Option<DiskId
     }
     let mut bytes = vec![0; MAX_MARKER];
     let len = disk.open(MARKER, Access::Read)?.read_at(&mut bytes, 0)?;
-    let damaged = |e: serde_json::Error| MarkError::Failed(format!("its `{MARKER}` file is damaged: {e}"));
+    let damaged = |e: serde_json::Error| MarkError::Damaged(e.to_string());
     let MarkerFormat { format } = serde_json::from_slice(&bytes[..len]).map_err(damaged)?;
     if format != u16::from(FORMAT) {
+        // One flipped bit in that number is not a newer program.
+        let as_ours = serde_json::from_slice::<Marker>(&bytes[..len]);
+        if as_ours.is_ok_and(|marker| {
+            let marker = Marker { format: u16::from(FORMAT), ..marker };
+            marker.crc == marker.checksum()
+        }) {
+            return Err(MarkError::Damaged(format!("it names format {format}")));
+        }
         let known = u16::from(FORMAT);
         return Err(OpenError::UnknownFormat { disk: disk.name(), found: format, known }.into());
     }
@@ -122,6 +132,11 @@ pub(super) fn create(disk: &dyn Disk, identity: &Identity, id: DiskId) -> Result
     disk.create_dir("")?;
     need_empty(disk)?;
     make_dirs(disk)?;
+    write(disk, identity, id)
+}
+
+/// Writes the marker (anew).
+pub(super) fn write(disk: &dyn Disk, identity: &Identity, id: DiskId) -> Result<(), MarkError> {
     let text = serde_json::to_vec_pretty(&Marker::new(identity, id))
         .map_err(|e| MarkError::Failed(e.to_string()))?;
     if disk.exists(MARKER_TMP)? {

@@ -20,6 +20,7 @@
 //! that); the read asks the kernel not to wait, so a cold disk never blocks the runtime. Opening a large
 //! block's file may wait for the disk, so those always go to a thread, one hop for the whole read.
 
+mod config;
 mod error;
 pub mod format;
 pub mod health;
@@ -29,17 +30,23 @@ mod pack;
 pub mod place;
 mod plain;
 mod scan;
+mod stats;
+mod upkeep;
 mod usage;
 mod volume;
+mod watch;
 
+pub use config::{BlockConfig, DiskConfig};
 pub use error::{BlockError, OpenError};
 pub use health::Health;
 pub use index::{BlockIndex, DiskId, Location, LocationError, MemoryIndex, Place};
 pub use marker::{Identity, MARKER};
 pub use scan::{Scan, ScanDepth, ScanItem};
+pub use stats::DiskStats;
+pub use upkeep::DiskUse;
 pub use usage::SegmentUsage;
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::Disk;
 use crate::limits;
 use bytes::Bytes;
 use hayloft_common::block::{self, Envelope};
@@ -48,130 +55,39 @@ use hayloft_common::hash::Hash;
 use hayloft_common::limits::MAX_BLOCK_SIZE;
 use pack::Pending;
 use place::Candidate;
-use serde::Serialize;
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use volume::{Found, Ticket, Volume, identify};
 
-/// A data directory to be used.
-#[derive(Clone)]
-pub struct DiskConfig {
-    pub disk: Arc<dyn Disk>,
-    /// Bytes of blocks it may hold, and its share of new blocks; by default the size of its file system.
-    pub capacity: Option<u64>,
-    /// Takes no new blocks and no deletions.
-    pub read_only: bool,
-    /// The disk this node knew at this path. If the directory then has no marker, the disk is set aside
-    /// as not mounted; without this it would be taken for a new one.
-    pub known_as: Option<DiskId>,
-}
-
-impl DiskConfig {
-    /// A directory of the operating system with the defaults.
-    pub fn path(path: impl Into<PathBuf>) -> Self {
-        Self::disk(Arc::new(RealDisk::new(path)))
-    }
-
-    /// Any disk with the defaults.
-    pub fn disk(disk: Arc<dyn Disk>) -> Self {
-        Self { disk, capacity: None, read_only: false, known_as: None }
-    }
-}
-
-/// How the store works; sizes in bytes.
-#[derive(Debug, Clone)]
-pub struct BlockConfig {
-    /// Envelopes shorter than this are packed.
-    pub pack_below: usize,
-    /// A segment takes no more records once it is this long.
-    pub segment_size: u64,
-    /// Off: nothing is synced; a crash may lose acknowledged blocks.
-    pub data_fsync: bool,
-    /// Whether `put` hashes the plain block; lengths and checksums are always dealt with.
-    pub verify_on_put: bool,
-    /// Free space below which a disk counts as full.
-    pub disk_reserve: u64,
-    /// Longest envelope accepted.
-    pub max_stored: usize,
-    pub reads_per_disk: usize,
-    pub writes_per_disk: usize,
-    /// Bytes waiting to be written to one disk.
-    pub write_queue: usize,
-}
-
-impl Default for BlockConfig {
-    fn default() -> Self {
-        Self {
-            pack_below: limits::DEFAULT_PACK_BELOW,
-            segment_size: limits::DEFAULT_SEGMENT_SIZE,
-            data_fsync: true,
-            verify_on_put: true,
-            disk_reserve: limits::DEFAULT_DISK_RESERVE,
-            max_stored: limits::MAX_STORED_BLOCK,
-            reads_per_disk: limits::DEFAULT_READS_PER_DISK,
-            writes_per_disk: limits::DEFAULT_WRITES_PER_DISK,
-            write_queue: limits::DEFAULT_WRITE_QUEUE,
-        }
-    }
-}
-
-impl BlockConfig {
-    fn check(&self) -> Result<(), OpenError> {
-        let ranges = [
-            ("the packing limit", self.pack_below as u64, 0, limits::MAX_STORED_BLOCK as u64),
-            ("the segment size", self.segment_size, 4096, limits::MAX_SEGMENT_SIZE),
-            ("the longest envelope", self.max_stored as u64, 1, limits::MAX_STORED_BLOCK as u64),
-            ("reads per disk", self.reads_per_disk as u64, 1, 4096),
-            ("writes per disk", self.writes_per_disk as u64, 1, 4096),
-            ("the write queue", self.write_queue as u64, self.max_stored as u64, 1 << 31),
-        ];
-        for (what, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
-                return Err(OpenError::BadConfig { what, value, allowed: format!("{low} to {high}") });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What is known of one disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct DiskStats {
-    /// `None` if the disk could not be identified.
-    pub id: Option<DiskId>,
-    pub path: String,
-    /// Size of the file system; 0 if unknown.
-    pub total: u64,
-    /// What may still be written before the disk counts as full.
-    pub available: u64,
-    /// Share of new blocks: the configured capacity, or `total`.
-    pub weight: u64,
-    /// Blocks in the index.
-    pub blocks: u64,
-    /// Bytes of them on disk.
-    pub live_bytes: u64,
-    /// Bytes of deleted packed blocks, freed by compaction.
-    pub dead_bytes: u64,
-    /// Damaged copies met since the daemon started.
-    pub corrupt: u64,
-    pub health: Health,
-}
-
 /// A configured disk that is not in use.
+#[derive(Clone)]
 struct Absent {
+    disk: Arc<dyn Disk>,
+    capacity: Option<u64>,
+    read_only: bool,
     id: Option<DiskId>,
     path: String,
     reason: String,
 }
 
+type Volumes = BTreeMap<DiskId, Arc<Volume>>;
+
+/// The disks as they are; changed only by `watch.rs`.
+struct Disks {
+    volumes: Volumes,
+    absent: Vec<Absent>,
+}
+
 struct Inner {
     env: Env,
-    config: BlockConfig,
-    volumes: BTreeMap<DiskId, Arc<Volume>>,
-    absent: Vec<Absent>,
+    config: Arc<BlockConfig>,
+    identity: Identity,
+    disks: RwLock<Disks>,
+    /// How often a directory of which parts were gone was opened again under its old name.
+    reopened: AtomicU64,
 }
 
 /// The blocks of this node. Cheap to clone.
@@ -192,8 +108,8 @@ impl BlockStore {
         if disks.is_empty() {
             return Err(OpenError::NoDisks);
         }
-        let shared = Arc::new(config.clone());
-        let mut volumes: BTreeMap<DiskId, Arc<Volume>> = BTreeMap::new();
+        let config = Arc::new(config);
+        let mut volumes = Volumes::new();
         let mut absent = Vec::new();
         for DiskConfig { disk, capacity, read_only, known_as } in disks {
             let may_create = match known_as {
@@ -204,21 +120,23 @@ impl BlockStore {
                 None => Ok(new_disk_id(&env, &volumes)),
             };
             let path = disk.name();
-            match identify(&*disk, &identity, may_create)? {
+            match identify(&*disk, &identity, may_create, known_as)? {
                 Found::Failed(reason) => {
                     tracing::error!(disk = path, reason, "data disk set aside");
-                    absent.push(Absent { id: known_as, path, reason });
+                    absent.push(Absent { disk, capacity, read_only, id: known_as, path, reason });
                 }
                 Found::Marked(id) => {
                     if let Some(first) = volumes.get(&id) {
                         return Err(OpenError::SameDisk { first: first.name.clone(), second: path, id });
                     }
-                    let volume = Volume::open(disk, id, capacity, read_only, identity, shared.clone());
+                    let volume = Volume::open(disk, id, capacity, read_only, identity, config.clone());
                     volumes.insert(id, Arc::new(volume));
                 }
             }
         }
-        let store = Self(Arc::new(Inner { env, config, volumes, absent }));
+        let disks = RwLock::new(Disks { volumes, absent });
+        let reopened = AtomicU64::new(0);
+        let store = Self(Arc::new(Inner { env, config, identity, disks, reopened }));
         store.recount(index);
         Ok(store)
     }
@@ -226,15 +144,16 @@ impl BlockStore {
     /// Counts again what the index says the disks hold (after a rebuild). Not while blocks are put or
     /// deleted. Blocks its thread.
     pub fn recount(&self, index: &dyn BlockIndex) {
-        for volume in self.0.volumes.values() {
+        let volumes = self.0.disks.read().volumes.clone();
+        for volume in volumes.values() {
             volume.usage.lock().forget_live();
         }
         index.for_each(&mut |_, location| {
-            if let Some(volume) = self.0.volumes.get(&location.disk) {
+            if let Some(volume) = volumes.get(&location.disk) {
                 volume.usage.lock().add(&location);
             }
         });
-        for volume in self.0.volumes.values() {
+        for volume in volumes.values() {
             volume.refresh();
         }
     }
@@ -247,14 +166,7 @@ impl BlockStore {
             return Err(BlockError::TooLarge { len, max });
         }
         self.verify(hash, &envelope).await?;
-        let mut last = None;
-        for volume in self.writable(&hash).await? {
-            match self.put_on(&volume, hash, envelope.clone()).await {
-                Err(error) if error.is_of_the_disk() => last = Some(error),
-                other => return other,
-            }
-        }
-        Err(last.unwrap_or(BlockError::NoSpace))
+        self.put_verified(hash, envelope).await
     }
 
     /// Reads a block's envelope from where the index says it lies.
@@ -292,48 +204,41 @@ impl BlockStore {
     /// an entry. A block that is not there is no error. Once for each location: packed blocks are counted.
     pub async fn delete(&self, hash: &Hash, location: &Location) -> Result<(), BlockError> {
         let volume = self.volume(location)?;
-        let (hash, location) = (*hash, *location);
-        self.blocking(move || volume.delete(&hash, &location)).await
-    }
-
-    /// Looks at the free space of all disks again; to be called every some seconds, so that a disk which
-    /// someone else filled or freed is noticed.
-    pub async fn refresh(&self) -> Result<(), BlockError> {
-        let volumes: Vec<Arc<Volume>> = self.0.volumes.values().cloned().collect();
-        self.blocking(move || {
-            for volume in volumes {
-                volume.refresh();
-            }
-            Ok(())
-        })
-        .await
+        volume.usage.lock().remove(location);
+        if location.place != Place::Plain {
+            return volume.need_deletable();
+        }
+        let hash = *hash;
+        self.blocking(move || volume.remove_plain(&hash).map(drop)).await
     }
 
     /// The state of every configured disk.
     pub async fn stats(&self) -> Result<Vec<DiskStats>, BlockError> {
-        let inner = self.0.clone();
+        let (volumes, absent) = {
+            let disks = self.0.disks.read();
+            (disks.volumes.clone(), disks.absent.clone())
+        };
         self.blocking(move || {
-            let used = inner.volumes.values().map(|volume| volume_stats(volume));
-            let absent = inner.absent.iter().map(absent_stats);
+            let used = volumes.values().map(|volume| stats::volume_stats(volume));
+            let absent = absent.iter().map(stats::absent_stats);
             Ok(used.chain(absent).collect())
         })
         .await
     }
 
-    /// What each segment of a disk holds; what compaction chooses by.
-    pub fn segments(&self, disk: DiskId) -> BTreeMap<u32, SegmentUsage> {
-        self.0.volumes.get(&disk).map(|volume| volume.usage.lock().segments()).unwrap_or_default()
-    }
-
     /// Everything that lies on the disks (for rebuilding the index). The iterator blocks its thread.
     pub fn scan(&self, depth: ScanDepth) -> Scan {
-        let readable = self.0.volumes.values().filter(|volume| volume.health().takes_reads()).cloned();
+        let volumes = self.0.disks.read().volumes.clone();
+        let readable = volumes.into_values().filter(|volume| volume.health().takes_reads());
         Scan::new(readable, depth, self.0.config.max_stored)
     }
 
     fn volume(&self, location: &Location) -> Result<Arc<Volume>, BlockError> {
-        let disk = location.disk;
-        self.0.volumes.get(&disk).cloned().ok_or(BlockError::UnknownDisk { disk })
+        self.volume_of(location.disk)
+    }
+
+    fn volume_of(&self, disk: DiskId) -> Result<Arc<Volume>, BlockError> {
+        self.0.disks.read().volumes.get(&disk).cloned().ok_or(BlockError::UnknownDisk { disk })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -372,25 +277,26 @@ impl BlockStore {
         if !order.is_empty() {
             return Ok(order);
         }
-        let volumes = self.0.volumes.values();
+        let disks = self.0.disks.read();
+        let volumes = disks.volumes.values();
         let states: Vec<(String, Health)> = volumes.map(|v| (v.name.clone(), v.health())).collect();
         if states.iter().any(|(_, health)| *health == Health::Full) {
             return Err(BlockError::NoSpace);
         }
-        let absent = self.0.absent.iter().map(|absent| format!("{}: {}", absent.path, absent.reason));
+        let absent = disks.absent.iter().map(|absent| format!("{}: {}", absent.path, absent.reason));
         let states = states.iter().map(|(name, health)| format!("{name}: {health}")).chain(absent);
         Err(BlockError::ReadOnly { states: states.collect::<Vec<_>>().join("; ") })
     }
 
     fn order(&self, hash: &Hash) -> Vec<Arc<Volume>> {
-        let candidates: Vec<Candidate> = self
-            .0
+        let disks = self.0.disks.read();
+        let candidates: Vec<Candidate> = disks
             .volumes
             .values()
             .filter(|volume| volume.health().takes_writes())
             .map(|volume| Candidate { disk: volume.id, weight: volume.weight })
             .collect();
-        place::order(hash, &candidates).iter().filter_map(|disk| self.0.volumes.get(disk).cloned()).collect()
+        place::order(hash, &candidates).iter().filter_map(|disk| disks.volumes.get(disk).cloned()).collect()
     }
 
     async fn put_on(
@@ -469,43 +375,11 @@ async fn claim_room(volume: &Arc<Volume>, len: usize) -> Result<OwnedSemaphorePe
 }
 
 /// A disk id that no disk in use has.
-fn new_disk_id(env: &Env, volumes: &BTreeMap<DiskId, Arc<Volume>>) -> DiskId {
+fn new_disk_id(env: &Env, volumes: &Volumes) -> DiskId {
     loop {
         let id = DiskId(u32::from_le_bytes(env.random_bytes()));
         if !volumes.contains_key(&id) {
             return id;
         }
-    }
-}
-
-fn volume_stats(volume: &Volume) -> DiskStats {
-    let (space, available) = volume.refresh().unwrap_or_default();
-    let usage = volume.usage.lock().clone();
-    DiskStats {
-        id: Some(volume.id),
-        path: volume.name.clone(),
-        total: space.total,
-        available,
-        weight: volume.weight,
-        blocks: usage.blocks(),
-        live_bytes: usage.live_bytes(),
-        dead_bytes: usage.file_bytes().saturating_sub(usage.live_bytes()),
-        corrupt: volume.corrupt.load(Ordering::Relaxed),
-        health: volume.health(),
-    }
-}
-
-fn absent_stats(absent: &Absent) -> DiskStats {
-    DiskStats {
-        id: absent.id,
-        path: absent.path.clone(),
-        total: 0,
-        available: 0,
-        weight: 0,
-        blocks: 0,
-        live_bytes: 0,
-        dead_bytes: 0,
-        corrupt: 0,
-        health: Health::Failed { reason: absent.reason.clone() },
     }
 }

@@ -122,6 +122,16 @@ impl PackWriter {
         Ok(())
     }
 
+    /// The segment that is appended to, if there is one.
+    pub(super) fn current(&self) -> Option<u32> {
+        self.current.as_ref().map(|current| current.segment)
+    }
+
+    /// Appends no more to `segment`: the next batch begins a new one.
+    pub(super) fn seal(&mut self, segment: u32) {
+        self.current.take_if(|current| current.segment == segment);
+    }
+
     /// Appends a batch; when it returns all of it is durable (unless `fsync` is off). Blocks.
     pub(super) fn append<T>(
         &mut self,

@@ -16,6 +16,7 @@ use crate::disk::{Access, DiskFile};
 use hayloft_common::hash::Hash;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How much of large blocks is read.
@@ -53,6 +54,8 @@ pub struct Scan {
 /// What is still to be looked at, in order.
 enum Work {
     Volume(Arc<Volume>),
+    /// A segment that is not open yet.
+    Range(Arc<Volume>, u32, Range<u64>),
     Segment(Arc<Volume>, SegmentScan),
     Directory(Arc<Volume>, String),
     Plain(Arc<Volume>, String, String),
@@ -77,15 +80,29 @@ impl Scan {
         Self { work, ready: VecDeque::new(), depth, max_stored }
     }
 
+    /// The records in a range of one segment.
+    pub(super) fn segment_of(volume: Arc<Volume>, segment: u32, range: Range<u64>, max_stored: usize) -> Self {
+        let work = VecDeque::from([Work::Range(volume, segment, range)]);
+        Self { work, ready: VecDeque::new(), depth: ScanDepth::Full, max_stored }
+    }
+
+    /// The files of one directory.
+    pub(super) fn directory_of(volume: Arc<Volume>, dir: String, depth: ScanDepth, max_stored: usize) -> Self {
+        let work = VecDeque::from([Work::Directory(volume, dir)]);
+        Self { work, ready: VecDeque::new(), depth, max_stored }
+    }
+
     fn step(&mut self, work: Work) {
         let (disk, path) = match &work {
             Work::Volume(volume) => (volume.id, String::new()),
+            Work::Range(volume, segment, _) => (volume.id, segment_path(*segment)),
             Work::Segment(volume, scan) => (volume.id, scan.path.clone()),
             Work::Directory(volume, dir) => (volume.id, dir.clone()),
             Work::Plain(volume, dir, name) => (volume.id, format!("{dir}/{name}")),
         };
         let done = match work {
             Work::Volume(volume) => self.volume(&volume),
+            Work::Range(volume, segment, range) => self.open_segment(volume, segment, range),
             Work::Segment(volume, scan) => self.segment(volume, scan),
             Work::Directory(volume, dir) => self.directory(&volume, &dir),
             Work::Plain(volume, dir, name) => self.plain(&volume, &dir, &name),
@@ -99,17 +116,26 @@ impl Scan {
     fn volume(&mut self, volume: &Arc<Volume>) -> io::Result<()> {
         let mut next = VecDeque::new();
         for segment in list_segments(&*volume.disk)? {
-            let path = segment_path(segment);
-            let file = volume.disk.open(&path, Access::Read)?;
-            let window = Window { len: file.len()?, file, start: 0, bytes: Vec::new() };
-            let scan = SegmentScan { path, segment, window, offset: HEADER as u64, damage: None };
-            next.push_back(Work::Segment(volume.clone(), scan));
+            next.push_back(Work::Range(volume.clone(), segment, HEADER as u64..u64::MAX));
         }
         for entry in volume.disk.list(BLOCKS)?.into_iter().filter(|entry| entry.is_dir) {
             next.push_back(Work::Directory(volume.clone(), format!("{BLOCKS}/{}", entry.name)));
         }
         next.append(&mut self.work);
         self.work = next;
+        Ok(())
+    }
+
+    /// Opens a segment; one that was removed meanwhile is empty.
+    fn open_segment(&mut self, volume: Arc<Volume>, segment: u32, range: Range<u64>) -> io::Result<()> {
+        let path = segment_path(segment);
+        let file = match volume.disk.open(&path, Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        let window = Window { len: file.len()?.min(range.end), file, start: 0, bytes: Vec::new() };
+        let scan = SegmentScan { path, segment, window, offset: range.start, damage: None };
+        self.work.push_front(Work::Segment(volume, scan));
         Ok(())
     }
 

@@ -33,6 +33,22 @@ impl Usage {
         self.segments.entry(segment).or_default().file_bytes = bytes;
     }
 
+    /// Length of a segment's file; `None` if there is no such segment.
+    pub(super) fn file_bytes_of(&self, segment: u32) -> Option<u64> {
+        self.segments.get(&segment).map(|usage| usage.file_bytes)
+    }
+
+    pub(super) fn forget_segment(&mut self, segment: u32) {
+        self.segments.remove(&segment);
+    }
+
+    /// What a walk through a segment found live in it.
+    pub(super) fn set_live(&mut self, segment: u32, live_blocks: u64, live_bytes: u64) {
+        if let Some(usage) = self.segments.get_mut(&segment) {
+            (usage.live_blocks, usage.live_bytes) = (live_blocks, live_bytes);
+        }
+    }
+
     /// Forgets what is live, before counting it again.
     pub(super) fn forget_live(&mut self) {
         (self.plain_blocks, self.plain_bytes) = (0, 0);

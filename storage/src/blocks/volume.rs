@@ -4,10 +4,10 @@
 
 use super::BlockConfig;
 use super::error::BlockError;
-use super::format::{BLOCKS, FormatError, HEADER, check_record, plain_path, segment_path};
+use super::format::{BLOCKS, FormatError, HEADER, SEGMENTS, TMP, check_record, plain_path, segment_path};
 use super::health::{Event, Health, Monitor};
 use super::index::{DiskId, Location, Place};
-use super::marker::{self, Identity, MarkError};
+use super::marker::{self, Identity, MARKER, MarkError};
 use super::pack::{PackQueue, PackWriter, Pending, list_segments};
 use super::plain::{PlainWriter, WriteError, clear_tmp};
 use super::usage::Usage;
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// What a packed put waits for, and the room it holds in the queue.
@@ -35,7 +35,14 @@ pub(super) struct Volume {
     pub(super) name: String,
     /// Capacity in bytes: the share of new blocks this disk gets.
     pub(super) weight: u64,
-    capacity: Option<u64>,
+    pub(super) capacity: Option<u64>,
+    pub(super) read_only: bool,
+    identity: Identity,
+    /// The file system that the directory was on when it was opened.
+    pub(super) file_system: Option<u64>,
+    /// A look at the disk is under way, and how many more were due meanwhile.
+    pub(super) looking: AtomicBool,
+    pub(super) missed_looks: AtomicU32,
     config: Arc<BlockConfig>,
     monitor: Mutex<Monitor>,
     pub(super) usage: Mutex<Usage>,
@@ -84,11 +91,17 @@ impl Volume {
             }
         }
         let total = disk.space().map_or(0, |space| space.total);
+        let file_system = disk.file_system().ok().flatten();
         let volume = Self {
             id,
             name,
             weight: capacity.unwrap_or(total),
             capacity,
+            read_only,
+            identity,
+            file_system,
+            looking: AtomicBool::new(false),
+            missed_looks: AtomicU32::new(0),
             monitor: Mutex::new(monitor),
             usage: Mutex::new(usage),
             segments: Mutex::new(LruCache::new(
@@ -114,14 +127,67 @@ impl Volume {
         match disk.list(BLOCKS).and_then(|_| list_segments(disk)) {
             Ok(segments) => segments,
             Err(error) => {
-                note(name, monitor, Event::Gone(format!("its directories cannot be listed: {error}")));
+                let reason = format!("its directories cannot be listed: {error}");
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                note(name, monitor, if missing { Event::Gone(reason) } else { Event::Unusable(reason) });
                 Vec::new()
             }
         }
     }
 
     pub(super) fn health(&self) -> Health {
-        self.monitor.lock().health().clone()
+        self.monitor.lock().health()
+    }
+
+    /// Whether the disk failed because its directory is not there.
+    pub(super) fn is_gone(&self) -> bool {
+        self.monitor.lock().is_gone()
+    }
+
+    /// Looks whether the directory is still there and whole, and at its free space.
+    pub(super) fn look(&self) {
+        if matches!(self.health(), Health::Failed { .. }) {
+            return;
+        }
+        match self.find_fault() {
+            Ok(None) => {}
+            Ok(Some(reason)) => return self.event(Event::Gone(reason)),
+            Err(error) => return self.event(Event::ReadFailed(&error)),
+        }
+        self.refresh();
+    }
+
+    /// What is missing of the directory.
+    fn find_fault(&self) -> io::Result<Option<String>> {
+        match marker::read(&*self.disk, &self.identity) {
+            Ok(Some(id)) if id == self.id => {}
+            Ok(Some(other)) => return Ok(Some(format!("disk {other} is in its place"))),
+            Ok(None) => {
+                let text = "its marker is gone: the directory was deleted, or the disk is not mounted any more";
+                return Ok(Some(text.into()));
+            }
+            Err(MarkError::Damaged(reason)) => {
+                tracing::error!(disk = self.name, reason, "the marker of a data disk is damaged; writing it anew");
+                if !self.read_only && marker::write(&*self.disk, &self.identity, self.id).is_err() {
+                    return Err(io::Error::other("its marker is damaged and can't be written anew"));
+                }
+            }
+            Err(MarkError::Failed(reason)) => return Err(io::Error::other(reason)),
+            Err(MarkError::Refused(error)) => return Ok(Some(error.to_string())),
+        }
+        for dir in [SEGMENTS, BLOCKS, TMP] {
+            if !self.disk.exists(dir)? {
+                return Ok(Some(format!("its directory `{dir}` is gone")));
+            }
+        }
+        // Who goes on writing to an open file without a name loses all of it.
+        let current = self.packer.try_lock().and_then(|packer| packer.current());
+        if let Some(path) = current.map(segment_path)
+            && !self.disk.exists(&path)?
+        {
+            return Ok(Some(format!("its file `{path}` was deleted")));
+        }
+        Ok(None)
     }
 
     /// Takes an event in and reports a change of state, once.
@@ -156,7 +222,10 @@ impl Volume {
     fn write_failed(&self, error: &WriteError) -> BlockError {
         match error {
             WriteError::Write(error) => {
-                self.event(Event::WriteFailed(error));
+                match error.kind() {
+                    io::ErrorKind::NotFound => self.event(Event::Gone(format!("a directory is gone: {error}"))),
+                    _ => self.event(Event::WriteFailed(error)),
+                }
                 BlockError::io(&self.name, "write", error)
             }
             WriteError::Sync(error) => {
@@ -302,22 +371,61 @@ impl Volume {
         Ok(file)
     }
 
-    /// Frees a block whose index entry is gone.
-    pub(super) fn delete(&self, hash: &Hash, location: &Location) -> Result<(), BlockError> {
-        if !self.health().takes_deletions() {
-            let states = format!("{}: {}", self.name, self.health());
-            return Err(BlockError::ReadOnly { states });
+    /// The error to give when the disk takes no deletions.
+    pub(super) fn need_deletable(&self) -> Result<(), BlockError> {
+        let health = self.health();
+        if health.takes_deletions() {
+            return Ok(());
         }
-        if location.place == Place::Plain {
-            match self.disk.remove(&plain_path(hash).1) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error) => return Err(self.write_failed(&WriteError::Write(error))),
-            }
+        Err(BlockError::ReadOnly { states: format!("{}: {health}", self.name) })
+    }
+
+    /// Removes the file of a large block; says whether there was one.
+    pub(super) fn remove_plain(&self, hash: &Hash) -> Result<bool, BlockError> {
+        self.need_deletable()?;
+        match self.disk.remove(&plain_path(hash).1) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(self.write_failed(&WriteError::Write(error))),
         }
-        self.usage.lock().remove(location);
+        self.refresh();
+        Ok(true)
+    }
+
+    /// The segment that is appended to, if there is one.
+    pub(super) fn appending(&self) -> Option<u32> {
+        self.packer.lock().current()
+    }
+
+    /// Makes sure that nothing is appended to a segment any more.
+    pub(super) fn seal(&self, segment: u32) {
+        self.packer.lock().seal(segment);
+    }
+
+    /// Removes a sealed segment of which nothing is needed any more.
+    pub(super) fn remove_segment(&self, segment: u32) -> Result<(), BlockError> {
+        self.need_deletable()?;
+        self.segments.lock().pop(&segment);
+        match self.disk.remove(&segment_path(segment)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(self.write_failed(&WriteError::Write(error))),
+        }
+        self.segments.lock().pop(&segment);
+        self.usage.lock().forget_segment(segment);
         self.refresh();
         Ok(())
+    }
+
+    /// Whether the file of a location is there and long enough; its bytes are not read.
+    pub(super) fn is_present(&self, hash: &Hash, location: &Location) -> io::Result<bool> {
+        match location.place {
+            Place::Plain => self.disk.exists(&plain_path(hash).1),
+            Place::Packed { segment, offset } => {
+                let end = u64::from(offset) + (HEADER + location.len as usize) as u64;
+                Ok(self.usage.lock().file_bytes_of(segment).is_some_and(|bytes| end <= bytes))
+            }
+        }
     }
 }
 
@@ -343,6 +451,7 @@ pub(super) fn identify(
     disk: &dyn Disk,
     identity: &Identity,
     may_create: Result<DiskId, String>,
+    known_as: Option<DiskId>,
 ) -> Result<Found, super::error::OpenError> {
     let marked = marker::read(disk, identity).and_then(|found| match (found, may_create) {
         (Some(id), _) => Ok(id),
@@ -351,6 +460,17 @@ pub(super) fn identify(
     });
     match marked {
         Ok(id) => Ok(Found::Marked(id)),
+        Err(MarkError::Damaged(reason)) => match known_as {
+            // It is the disk that this node knows by that path. Were it another one, none of its records would check out.
+            Some(id) => {
+                tracing::error!(disk = disk.name(), reason, "the marker of a data disk is damaged; writing it anew");
+                Ok(match marker::write(disk, identity, id) {
+                    Ok(()) => Found::Marked(id),
+                    Err(_) => Found::Failed(format!("its `{MARKER}` file is damaged: {reason}; restore it")),
+                })
+            }
+            None => Ok(Found::Failed(format!("its `{MARKER}` file is damaged: {reason}; restore it"))),
+        },
         Err(MarkError::Failed(reason)) => Ok(Found::Failed(reason)),
         Err(MarkError::Refused(error)) => Err(error),
     }

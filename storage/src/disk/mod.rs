@@ -73,6 +73,11 @@ pub trait Disk: Send + Sync + 'static {
     fn exists(&self, path: &str) -> io::Result<bool>;
     /// Total and free space.
     fn space(&self) -> io::Result<Space>;
+    /// A number for the file system that the directory is on, or would be on if it were made anew. It tells a directory
+    /// that was deleted from one whose disk is not mounted. `None`: not known.
+    fn file_system(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// Writes `parts` one behind the other from the start of `file`.

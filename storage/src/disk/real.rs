@@ -162,6 +162,18 @@ impl Disk for RealDisk {
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
     }
+
+    fn file_system(&self) -> io::Result<Option<u64>> {
+        use std::os::unix::fs::MetadataExt as _;
+        for path in self.root.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+            match fs::metadata(path) {
+                Ok(metadata) => return Ok(Some(metadata.dev())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(fs::metadata(".")?.dev()))
+    }
 }
 
 /// Creates the data directory and what is missing above it, each name made durable in its parent.

@@ -9,6 +9,7 @@ use crate::blocks::{BlockError, Location};
 use crate::commit::Job;
 use crate::meta::{Batch, Space};
 use crate::tables::queue::{self, Work};
+use crate::workers::block_work::Stray;
 use hayloft_common::codec;
 use hayloft_common::hash::Hash;
 use hayloft_common::schema::{BlockRefRow, TableId};
@@ -16,11 +17,14 @@ use hayloft_proto::body::Body;
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::message;
 use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReferBlocksReply, ReportBlock};
+use hayloft_proto::message::sync::{HaveBlocks, HaveBlocksReply};
 use hayloft_proto::message::table::RowBytes;
 use std::sync::Arc;
 
 /// References that one request may carry.
 const MAX_REFERENCES: usize = 1024;
+/// Blocks that one request may ask for.
+const MAX_ASKED: usize = 4096;
 
 impl Node {
     pub(super) async fn put_block(self: &Arc<Self>, request: At<PutBlock>, body: Body) -> Answer {
@@ -30,16 +34,22 @@ impl Node {
         self.metadata_space.check()?;
         let envelope = body.collect(crate::limits::MAX_STORED_BLOCK).await?;
         let _shared = self.block_locks.of(&block).read().await;
+        let mut put = None;
         let index = match self.locate(block).await? {
             // Deduplicated: the bytes are here already, only the reference is new.
             Some(location) if self.blocks.is_readable(&location) => Batch::new(),
             _ => {
+                let stray = put.insert(Stray::new(self, block));
                 let location = self.blocks.put(block, envelope).await.map_err(|e| block_error(&e))?;
+                stray.lies_at(location);
                 index_entry(block, &location)
             }
         };
         let done = self.submit_at(epoch, Job::block(vec![reference], index)).await?;
         refuse_deleted(&done.refused)?;
+        if let Some(stray) = put {
+            stray.is_committed();
+        }
         reply(&())
     }
 
@@ -73,10 +83,18 @@ impl Node {
 
     pub(super) async fn get_block(self: &Arc<Self>, request: GetBlock) -> Answer {
         let block = request.block;
-        let Some(location) = self.locate(block).await? else {
-            return Err(RpcError::remote(RemoteCode::NotFound, format!("no block {block} here")));
-        };
-        match self.blocks.get(&block, &location).await {
+        let none = || RpcError::remote(RemoteCode::NotFound, format!("no block {block} here"));
+        let mut location = self.locate(block).await?.ok_or_else(none)?;
+        let mut read = self.blocks.get(&block, &location).await;
+        if read.as_ref().is_err_and(BlockError::is_lost_copy) {
+            // It may have been moved between the look and the read.
+            let now = self.locate(block).await?.ok_or_else(none)?;
+            if now != location {
+                location = now;
+                read = self.blocks.get(&block, &location).await;
+            }
+        }
+        match read {
             Ok(envelope) => Ok((message::encode(&()), Body::from(envelope))),
             Err(error) => {
                 if error.is_lost_copy() || !self.blocks.is_readable(&location) {
@@ -86,6 +104,26 @@ impl Node {
                 Err(block_error(&error))
             }
         }
+    }
+
+    /// Which blocks this node has a copy of on a disk that can be read.
+    pub(super) async fn have_blocks(self: &Arc<Self>, request: HaveBlocks) -> Answer {
+        if request.blocks.len() > MAX_ASKED {
+            return Err(RpcError::bad_request(format!("more than {MAX_ASKED} blocks")));
+        }
+        let have = self
+            .blocking(move |node| {
+                let view = node.engine.snapshot();
+                let has = |block: &Hash| {
+                    let entry =
+                        view.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
+                    let location = entry.and_then(|entry| Location::decode(&entry).ok());
+                    Ok(location.is_some_and(|location| node.blocks.is_readable(&location)))
+                };
+                request.blocks.iter().map(has).collect::<Result<Vec<bool>, RpcError>>()
+            })
+            .await?;
+        reply(&HaveBlocksReply { have })
     }
 
     /// A gateway found our copy missing or bad.
@@ -105,6 +143,15 @@ impl Node {
             Ok(location
                 .inspect_err(|error| tracing::error!(%block, %error, "block index entry ignored"))
                 .ok())
+        })
+        .await
+    }
+
+    /// Whether the index has an entry for a block, readable or not.
+    pub async fn has_entry(self: &Arc<Self>, block: Hash) -> Result<bool, RpcError> {
+        self.blocking(move |node| {
+            let entry = node.engine.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
+            Ok(entry.is_some())
         })
         .await
     }
@@ -137,11 +184,12 @@ fn refuse_deleted(refused: &[Hash]) -> Result<(), RpcError> {
 }
 
 /// A block lies with its references: where the hash of their partition key, the block's hash, points.
-fn place_of(block: &Hash) -> Hash {
+pub fn place_of(block: &Hash) -> Hash {
     Hash::of(block.as_bytes())
 }
 
-fn index_entry(block: Hash, location: &Location) -> Batch {
+/// The batch that sets a block's index entry.
+pub fn index_entry(block: Hash, location: &Location) -> Batch {
     let mut batch = Batch::new();
     batch.put(Space::BlockIndex, block.as_bytes().to_vec(), location.encode());
     batch
