@@ -6,6 +6,7 @@
 #   deploy/scripts/test.sh            all of it (about 25 minutes on two cores)
 #   deploy/scripts/test.sh rust       only what cargo tests
 #   deploy/scripts/test.sh clients    only the real clients (further arguments go to pytest)
+#   deploy/scripts/test.sh processes  only a minute of faults on real processes
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 what=${1:-all}
@@ -49,9 +50,19 @@ clients() {
     PYTHONDONTWRITEBYTECODE=1 .venv/bin/python -m pytest -q -p no:cacheprovider --durations=5 loadtest/clients "$@"
 }
 
+# A smoke test of the tools and of the worst: the long runs are in loadtest/README.md.
+processes() {
+    step "build"
+    cargo build --release --workspace --bins --locked
+    step "faults on real processes"
+    target/release/hayloft-loadtest chaos --minutes 0.3 --round-seconds 9 --limit-minutes 3
+    target/release/hayloft-loadtest scenario power-cut --small --limit-minutes 3
+}
+
 case $what in
-all) rust && clients "$@" ;;
+all) rust && clients "$@" && processes ;;
 rust) rust ;;
 clients) clients "$@" ;;
-*) echo "usage: $0 [all|rust|clients]" >&2; exit 2 ;;
+processes) processes ;;
+*) echo "usage: $0 [all|rust|clients|processes]" >&2; exit 2 ;;
 esac

@@ -44,9 +44,9 @@ down_after = \"15s\"
 /// Options of `chaos`.
 #[derive(Debug, Args)]
 pub struct ChaosArgs {
-    /// How long faults are injected; making everything whole again at the end comes on top.
-    #[arg(long, default_value_t = 10)]
-    minutes: u64,
+    /// How long faults are injected, such as 30 or 0.5; making everything whole again at the end comes on top.
+    #[arg(long, default_value_t = 10.0, value_parser = parse_minutes)]
+    minutes: f64,
     /// Seed of everything that is drawn; drawn itself, and printed, if not given. It does not repeat how processes
     /// interleave.
     #[arg(long)]
@@ -84,6 +84,13 @@ pub struct ChaosArgs {
     /// Also demand that reads never go back (for buckets with monotonic reads).
     #[arg(long)]
     monotonic: bool,
+}
+
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes.is_finite() && (0.0..100_000.0).contains(&minutes) => Ok(minutes),
+        _ => Err("give a number of minutes, such as 30 or 0.5".into()),
+    }
 }
 
 /// What happened, for the report.
@@ -149,7 +156,7 @@ async fn all_rounds(
     let env = chaos.bed.env.clone();
     let start = env.now();
     let mut random = SmallRng::seed_from_u64(seed);
-    while env.now().saturating_sub(start) < Duration::from_mins(args.minutes) {
+    while env.now().saturating_sub(start) < Duration::from_secs_f64(args.minutes * 60.0) {
         let round = tally.rounds;
         if round.is_multiple_of(ROUNDS_PER_SET) {
             let set = format!("{prefix}{:03}/", round / ROUNDS_PER_SET);

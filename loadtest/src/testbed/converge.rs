@@ -57,6 +57,13 @@ impl Findings {
 /// Asks `hayloft verify` once. The command itself fails if it finds something wrong; what it printed counts.
 pub async fn findings(operator: &Operator) -> Result<Findings> {
     let json = operator.printed_json(&["verify"], VERIFY_LIMIT).await?;
+    let fields = |name: &str| json.get(name).and_then(Value::as_object);
+    if fields("success").is_none_or(serde_json::Map::is_empty) {
+        bail!("`hayloft verify` heard of no node: {json}");
+    }
+    if let Some(errors) = fields("error").filter(|errors| !errors.is_empty()) {
+        bail!("nodes could not verify: {errors:?}");
+    }
     let mut found = Findings::default();
     found.collect(&json);
     Ok(found)

@@ -50,7 +50,7 @@ async fn list(site: &Site, keys: &Keys) -> Result<()> {
     let listed = site.s3.list_all(keys.prefix()).await?;
     let end = site.env.now();
     let listed: Vec<_> = listed.into_iter().map(|object| (object.key, object.size)).collect();
-    let found = check::listing(&site.history.snapshot(), &listed, start, end);
+    let found = check::listing(&site.history.writes_under(keys.prefix()), &listed, start, end);
     site.violations.lock().extend(found);
     Ok(())
 }
