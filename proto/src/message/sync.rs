@@ -90,7 +90,7 @@ pub struct HaveBlocksReply {
 }
 
 /// Merges tombstones (encoded rows of one table and partition), durably, and says which of them is exactly what is
-/// stored then.
+/// stored then. At most [`MAX_TOMBSTONES`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldTombstones {
     pub table: TableId,
@@ -104,7 +104,10 @@ pub struct HoldTombstonesReply {
     pub held: Vec<bool>,
 }
 
-/// Removes tombstones that every replica holds: stored key and row hash.
+/// Most rows of one [`HoldTombstones`] or [`CollectTombstones`].
+pub const MAX_TOMBSTONES: usize = 256;
+
+/// Removes tombstones that every replica holds: stored key and row hash. At most [`MAX_TOMBSTONES`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectTombstones {
     pub table: TableId,
@@ -116,12 +119,16 @@ pub struct CollectTombstones {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowHash(#[serde(with = "serde_bytes")] pub [u8; 16]);
 
-/// Work that the sender has done for all replicas: entries with these keys may be taken off the queue, unless they were queued
-/// again within the last minute (new work under the same name). Keys as in `storage::tables::queue`.
+/// Work that the sender has done for all replicas: entries with these keys may be taken off the queue, unless they were
+/// queued again within the last minute (new work under the same name). Keys as in `storage::tables::queue`; at most
+/// [`MAX_WORK_DONE`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkDone {
     pub keys: Vec<ByteBuf>,
 }
+
+/// Most keys of one [`WorkDone`].
+pub const MAX_WORK_DONE: usize = 4096;
 
 /// Whether pieces of work are queued on the node; keys as in `storage::tables::queue`. At most 1,000.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
