@@ -70,7 +70,7 @@ pub fn start(parts: Parts) -> Core {
     let clock = Arc::new(ClusterClock { own: env.clock.clone(), membership: membership.clone() });
     // The order of writes does not depend on the time of day: the own clock does, and never steps.
     let order = HybridClock::new(env.clone());
-    let store = Arc::new(ClusterStore::new(cluster));
+    let store = Arc::new(ClusterStore::with_late_bytes(cluster, domain.block_ram_buffer_max / 12));
     let gateway = Gateway::with_clock(Env { clock, ..env }, order, store, domain);
     Core { gateway, membership }
 }

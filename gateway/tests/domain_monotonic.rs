@@ -93,13 +93,29 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Whether an answer is of use; torn writes and dead replicas make some fail.
-fn answered<T>(result: Result<T, DomainError>) -> Option<Option<T>> {
-    match result {
-        Ok(value) => Some(Some(value)),
-        Err(DomainError::NoSuchKey { .. }) => Some(None),
-        Err(DomainError::Unavailable { .. }) => None,
-        Err(error) => panic!("{error}"),
+enum Answer<T> {
+    Found(T),
+    Nothing,
+    /// Of no use: a torn write, or too many dead replicas.
+    Failed,
+}
+
+impl<T> Answer<T> {
+    fn of(result: Result<T, DomainError>) -> Self {
+        match result {
+            Ok(value) => Self::Found(value),
+            Err(DomainError::NoSuchKey { .. }) => Self::Nothing,
+            Err(DomainError::Unavailable { .. }) => Self::Failed,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn saw(self, history: &mut History, key: &'static str, etag: impl FnOnce(T) -> String) {
+        match self {
+            Self::Found(value) => history.saw(key, Some(&etag(value))),
+            Self::Nothing => history.saw(key, None),
+            Self::Failed => {}
+        }
     }
 }
 
@@ -145,30 +161,28 @@ impl Run {
             Op::Put(key) => {
                 let data = n.to_le_bytes();
                 let number = history.write(KEYS[key], Some(md5_hex(&data)));
-                if answered(put(gateway, bucket, KEYS[key], &data).await).is_some() {
+                if let Answer::Found(_) = Answer::of(put(gateway, bucket, KEYS[key], &data).await) {
                     history.raise(KEYS[key], number);
                 }
             }
             Op::Delete(key) => {
                 let number = history.write(KEYS[key], None);
-                if answered(gateway.delete(bucket, KEYS[key]).await).is_some() {
+                if let Answer::Found(()) = Answer::of(gateway.delete(bucket, KEYS[key]).await) {
                     history.raise(KEYS[key], number);
                 }
             }
             Op::Head(key) => {
-                if let Some(seen) = answered(gateway.head(bucket, KEYS[key], None).await) {
-                    history.saw(KEYS[key], seen.map(|head| head.version.etag).as_deref());
-                }
+                let head = gateway.head(bucket, KEYS[key], None).await;
+                Answer::of(head).saw(history, KEYS[key], |head| head.version.etag);
             }
             Op::Get(key) => {
-                if let Some(seen) = answered(get(gateway, bucket, KEYS[key]).await) {
-                    history.saw(KEYS[key], seen.map(|data| md5_hex(&data)).as_deref());
-                }
+                let data = get(gateway, bucket, KEYS[key]).await;
+                Answer::of(data).saw(history, KEYS[key], |data| md5_hex(&data));
             }
             Op::List(delimited, small) => {
                 let max = if small { 1 } else { 1000 };
-                if let Some(Some((objects, prefixes))) = answered(list(gateway, bucket, delimited, max).await)
-                {
+                let listed = list(gateway, bucket, delimited, max).await;
+                if let Answer::Found((objects, prefixes)) = Answer::of(listed) {
                     for prefix in &prefixes {
                         history.saw_prefix(prefix);
                     }
@@ -229,7 +243,7 @@ async fn goes_back(seed: u64, on: bool) -> bool {
     let mut seen = false;
     for n in 0..100 {
         let found = if n % 2 == 0 {
-            answered(gateway.head(&bucket, "k/1", None).await).unwrap().is_some()
+            gateway.head(&bucket, "k/1", None).await.is_ok()
         } else {
             !list(&gateway, &bucket, n % 4 == 1, 10).await.unwrap().1.is_empty()
                 || !list(&gateway, &bucket, false, 10).await.unwrap().0.is_empty()

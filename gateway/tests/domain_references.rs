@@ -126,7 +126,7 @@ async fn a_renewal_that_failed_is_repeated_soon_and_only_those_that_went_through
     let data = noise(3000, 3);
     world.stopping.no_references.store(true, Ordering::SeqCst);
     let stopping = world.stopping.clone();
-    tokio::spawn(async move {
+    world.watch.env().spawn("repair of references", async move {
         tokio::time::sleep(14 * MINUTE).await;
         stopping.no_references.store(false, Ordering::SeqCst);
     });

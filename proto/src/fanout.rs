@@ -15,6 +15,7 @@
 use crate::body::Body;
 use crate::cluster::{CALL_DEADLINE, Cluster};
 use crate::error::{RemoteCode, RpcError};
+use crate::late::LateCalls;
 use crate::message::{Class, Message};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -139,17 +140,31 @@ pub async fn write<M: Message>(
     body: Bytes,
     judge: impl Fn(&M::Reply) -> Verdict,
 ) -> Result<Vec<M::Reply>, FanoutError<M::Reply>> {
+    write_bounded(cluster, place, message, body, judge, None).await
+}
+
+/// As [`write()`]; what is late holds no more of large bodies than `late` lets it.
+pub async fn write_bounded<M: Message>(
+    cluster: &Arc<Cluster>,
+    place: Hash,
+    message: M,
+    body: Bytes,
+    judge: impl Fn(&M::Reply) -> Verdict,
+    late: Option<&Arc<LateCalls>>,
+) -> Result<Vec<M::Reply>, FanoutError<M::Reply>> {
     let message = Arc::new(message);
     for tries in 1..=MAX_EPOCH_RETRIES {
         let layout = cluster.layout();
         let sets = layout.write_sets(layout.partition_of(&place)).map_err(|_| FanoutError::NoLayout)?;
         let mut tracker = Tracker::new(&sets, |size| cluster.write_quorum(size));
         let nodes: Vec<NodeId> = tracker.nodes().collect();
+        let mut waiting = nodes.clone();
         let mut calls: FuturesUnordered<Call<M::Reply>> =
             nodes.iter().map(|node| start(cluster, layout.epoch, *node, &message, &body)).collect();
         let (mut accepted, mut rejected, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         let mut moves = Moves::default();
         while let Some((node, result)) = next_write(cluster, &mut calls, &nodes, rejected.is_empty()).await {
+            waiting.retain(|other| *other != node);
             match result {
                 Ok((reply, _)) if judge(&reply) == Verdict::Accept => {
                     tracker.ok(node);
@@ -172,7 +187,7 @@ pub async fn write<M: Message>(
             }
             match tracker.state() {
                 QuorumState::Reached => {
-                    finish_in_background(cluster, calls);
+                    finish_in_background(cluster, calls, late.map(|late| (late, waiting, body.len())));
                     return Ok(accepted);
                 }
                 QuorumState::Impossible => break,
@@ -205,10 +220,23 @@ async fn next_write<R>(
     tokio::time::timeout(2 * patience(cluster, nodes, Class::Small), calls.next()).await.ok().flatten()
 }
 
-/// Lets the calls that a quorum did not wait for run to their end.
-fn finish_in_background<R: Send + 'static>(cluster: &Cluster, mut calls: FuturesUnordered<Call<R>>) {
-    if !calls.is_empty() {
-        cluster.env().spawn("late replicas", async move { while calls.next().await.is_some() {} });
+/// Lets the calls that a quorum did not wait for run to their end, within the bound for those nodes and bytes.
+fn finish_in_background<R: Send + 'static>(
+    cluster: &Arc<Cluster>,
+    mut calls: FuturesUnordered<Call<R>>,
+    bound: Option<(&Arc<LateCalls>, Vec<NodeId>, usize)>,
+) {
+    if calls.is_empty() {
+        return;
+    }
+    match bound {
+        None => {
+            cluster.env().spawn("late replicas", async move { while calls.next().await.is_some() {} });
+        }
+        Some((late, nodes, bytes)) => {
+            let late = late.clone().finish(cluster.clone(), calls, nodes, bytes);
+            cluster.env().spawn("late replicas", late);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod greet;
 pub mod hello;
 pub mod identity;
 pub mod limits;
+pub mod late;
 mod link;
 pub mod membership;
 pub mod message;

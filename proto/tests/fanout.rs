@@ -21,6 +21,7 @@ use hayloft_proto::cluster::{Cluster, NoLayoutStore};
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::fanout::{self, FanoutError, Verdict};
 use hayloft_proto::hello::{Member, Role};
+use hayloft_proto::late::LateCalls;
 use hayloft_proto::message::membership::LearnLayout;
 use hayloft_proto::message::table::{
     ReadRow, ReadRowReply, RowOutcome, WriteMode, WriteRows, WriteRowsReply,
@@ -38,6 +39,7 @@ enum Manner {
     Well,
     Outdated,
     Silent,
+    Conflict,
     /// Refuses older epochs.
     At(Box<ActiveLayout>),
     /// Is not ready so many times.
@@ -82,6 +84,7 @@ impl Handler for Node {
         match manner {
             Manner::Outdated => outcome = RowOutcome::Outdated(Stamp { micros: 9, writer: 9 }),
             Manner::Silent => std::future::pending().await,
+            Manner::Conflict => return Err(RpcError::remote(RemoteCode::Conflict, "no")),
             Manner::At(layout) if epoch < layout.epoch => {
                 return Err(RpcError::StaleEpoch { layout: codec::encode(&*layout).into() });
             }
@@ -119,8 +122,12 @@ fn layouts() -> (ActiveLayout, ActiveLayout) {
 
 /// Three nodes, and a gateway's view of them under the first layout.
 async fn cluster() -> (Arc<Cluster>, Vec<Arc<Node>>) {
-    let mut env = Env::real();
-    env.net = Arc::new(MemoryNet::default());
+    let env = Env { net: Arc::new(MemoryNet::default()), ..Env::real() };
+    cluster_with(env, None).await
+}
+
+/// The third node is at `third`, if given.
+async fn cluster_with(env: Env, third: Option<&str>) -> (Arc<Cluster>, Vec<Arc<Node>>) {
     let pool = Pool::new(
         env.clone(),
         Arc::new(Plaintext(NodeId([9; 32]))),
@@ -138,7 +145,7 @@ async fn cluster() -> (Arc<Cluster>, Vec<Arc<Node>>) {
         let listener = env.net.listen(&addr).await.unwrap();
         let member = Member::new(secret(1), Role::Storage);
         serve(env.clone(), listener, Arc::new(Plaintext(id)), member, node.clone(), quick_limits());
-        pool.set_addresses(id, vec![addr]);
+        pool.set_addresses(id, vec![third.filter(|_| n == 3).map_or(addr, str::to_owned)]);
         nodes.push(node);
     }
     let (mode, store) = (ConsistencyMode::Consistent, Arc::new(NoLayoutStore));
@@ -178,6 +185,44 @@ async fn one_refusal_does_not_stop_a_write_that_the_others_take() {
     let (cluster, nodes) = cluster().await;
     nodes[2].set(Manner::Outdated);
     assert_eq!(soon(write(&cluster)).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_of_one_node_is_one_of_all() {
+    let (cluster, nodes) = cluster().await;
+    nodes[0].set(Manner::Conflict);
+    // The others would do for a quorum, were they heard first.
+    nodes[1].set(Manner::Silent);
+    let Err(FanoutError::NoQuorum { errors, .. }) = soon(write(&cluster)).await else {
+        panic!("no conflict")
+    };
+    assert!(errors.iter().any(|(_, error)| error.is_conflict()));
+}
+
+/// What is held of a write's body a moment after its quorum, with the third node as it is.
+async fn held_late(cluster: &Arc<Cluster>, limit: usize) -> usize {
+    let late = Arc::new(LateCalls::new(limit));
+    let message = WriteRows { mode: WriteMode::Put, rows: Vec::new() };
+    let body = Bytes::from(vec![0; 1000]);
+    soon(fanout::write_bounded(cluster, Hash([0; 32]), message, body, judge, Some(&late))).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let at_first = late.held();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(at_first, 1000);
+    late.held()
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_calls_to_silent_nodes_end_when_they_hold_too_much() {
+    let (cluster, nodes) = cluster().await;
+    nodes[2].set(Manner::Silent);
+    assert_eq!(held_late(&cluster, 0).await, 1000, "a node that is slow but alive is waited for");
+    // Takes connections and never says a word.
+    let hole = cluster.env().net.listen("hole").await.unwrap();
+    let (cluster, _nodes) = cluster_with(cluster.env().clone(), Some("hole")).await;
+    assert_eq!(held_late(&cluster, 1000).await, 1000, "there is room for it");
+    assert_eq!(held_late(&cluster, 999).await, 0);
+    drop(hole);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use hayloft_proto::body::Body;
 use hayloft_proto::cluster::{CALL_DEADLINE, Cluster};
 use hayloft_proto::error::{RemoteCode, RpcError};
 use hayloft_proto::fanout::{self, EarlyRead, FanoutError, Verdict};
+use hayloft_proto::late::LateCalls;
 use hayloft_proto::message::Message;
 use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReferBlocksReply, ReportBlock};
 use hayloft_proto::message::table::{
@@ -20,14 +21,23 @@ use hayloft_proto::message::table::{
 };
 use std::sync::Arc;
 
+/// Bytes of blocks that may be on their way to silent nodes, unless told otherwise.
+const LATE_BYTES: usize = 16 << 20;
+
 /// The storage nodes of a cluster.
 pub struct ClusterStore {
     cluster: Arc<Cluster>,
+    late: Arc<LateCalls>,
 }
 
 impl ClusterStore {
     pub fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster }
+        Self::with_late_bytes(cluster, LATE_BYTES)
+    }
+
+    /// As [`ClusterStore::new`]; blocks on their way to silent nodes may take so many bytes of memory.
+    pub fn with_late_bytes(cluster: Arc<Cluster>, bytes: usize) -> Self {
+        Self { cluster, late: Arc::new(LateCalls::new(bytes)) }
     }
 
     /// Tells nodes that their copy of a block is missing or bad.
@@ -179,7 +189,8 @@ impl Store for ClusterStore {
 
     async fn put_block(&self, block: Hash, reference: RowBytes, envelope: Bytes) -> Result<(), StoreError> {
         let put = PutBlock { block, reference };
-        fanout::write(&self.cluster, place_of_block(&block), put, envelope, |()| Verdict::Accept)
+        let (place, accept) = (place_of_block(&block), |(): &()| Verdict::Accept);
+        fanout::write_bounded(&self.cluster, place, put, envelope, accept, Some(&self.late))
             .await
             .map_err(failed)?;
         Ok(())

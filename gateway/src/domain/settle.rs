@@ -260,16 +260,29 @@ fn batches(rows: Vec<RowBytes>) -> Vec<Vec<RowBytes>> {
     let mut bytes = 0;
     for row in rows {
         let fits = bytes + row.bytes.len() <= WRITE_BACK_BYTES;
-        match out.last_mut().filter(|batch| fits && batch.len() < WRITE_BACK_ROWS) {
-            Some(batch) => {
-                bytes += row.bytes.len();
-                batch.push(row);
-            }
-            None => {
-                bytes = row.bytes.len();
-                out.push(vec![row]);
-            }
+        if let Some(batch) = out.last_mut().filter(|batch| fits && batch.len() < WRITE_BACK_ROWS) {
+            bytes += row.bytes.len();
+            batch.push(row);
+        } else {
+            bytes = row.bytes.len();
+            out.push(vec![row]);
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hayloft_common::schema::TableId;
+
+    #[test]
+    fn batches_keep_order_and_bounds() {
+        let row = |len: usize| RowBytes { table: TableId::Part, bytes: vec![0; len] };
+        let sizes = |rows: Vec<RowBytes>| -> Vec<usize> { batches(rows).iter().map(Vec::len).collect() };
+        assert_eq!(sizes(Vec::new()), Vec::<usize>::new());
+        assert_eq!(sizes(vec![row(1); WRITE_BACK_ROWS + 1]), [WRITE_BACK_ROWS, 1]);
+        let (large, half) = (row(2 * WRITE_BACK_BYTES), row(WRITE_BACK_BYTES / 2));
+        assert_eq!(sizes(vec![large, half.clone(), half.clone(), half]), [1, 2, 1]);
+    }
 }

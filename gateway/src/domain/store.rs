@@ -34,11 +34,10 @@ pub enum StoreError {
 impl From<StoreError> for DomainError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(detail) => Self::Unavailable { detail },
+            // After a conflict a try with a version id of its own may succeed.
+            StoreError::Unavailable(detail) | StoreError::Conflict(detail) => Self::Unavailable { detail },
             StoreError::NoSpace(detail) => Self::NoSpace { detail },
             StoreError::Damaged(detail) => Self::Damaged { detail },
-            // A try with a version id of its own may succeed.
-            StoreError::Conflict(detail) => Self::Unavailable { detail },
         }
     }
 }
