@@ -3,23 +3,34 @@
 //! [`start`] takes the seams from the caller, so that the simulator runs the same node on a simulated network, clock
 //! and disks; [`run`] gives it the operating system's and waits for the signal to stop.
 
-use crate::blocks::{self, BlockConfig, BlockIndex, BlockStore, DiskConfig, DiskId, Location};
+use crate::blocks::{self, BlockConfig, DiskConfig};
 use crate::commit;
+use crate::data_disks;
 use crate::disk::{Disk, RealDisk};
-use crate::layout_store::LayoutStore;
+use crate::layout_store::{LayoutStore, next_incarnation};
 use crate::limits::DEFAULT_DISK_RESERVE;
 use crate::meta::fjall::{self, FjallEngine};
-use crate::meta::{self, Batch, Direction, Engine, KeyRange, MetaError, Space, Step};
+use crate::meta::{self, Engine, MetaError};
 use crate::observe::{self, Observer};
 use crate::serve::{BlockLocks, Node, NodeHandler, Sabotage};
 use crate::snapshot::{self, Snapshots};
 use crate::space::MetadataSpace;
+use crate::workers::check_refs::CheckRefs;
+use crate::workers::clock_watch::ClockWatch;
+use crate::workers::drop_versions::DropVersions;
+use crate::workers::forget::{self, PartitionDrop};
+use crate::workers::layout_sync::{self, LayoutSync};
+use crate::workers::block_scan::BlockScan;
+use crate::workers::block_work::BlockWork;
+use crate::workers::pull::SyncState;
+use crate::workers::resync::Resync;
+use crate::workers::table_sync::{self, TableSync};
+use crate::workers::tombstones::Tombstones;
 use crate::workers::verify::{Verification, Verify};
-use crate::workers::{Settings, Workers};
+use crate::workers::{layout_driver, Settings, Workers};
 use anyhow::Context as _;
 use hayloft_common::config::{DataDir, Peer, StorageConfig};
 use hayloft_common::env::Env;
-use hayloft_common::hash::Hash;
 use hayloft_common::layout::{ActiveLayout, ConsistencyMode, Parameters, ZoneRedundancy};
 use hayloft_common::limits::DEFAULT_PARTITION_BITS;
 use hayloft_proto::client::Pool;
@@ -40,8 +51,6 @@ use std::time::Duration;
 const IDENTITY_FILE: &str = "node_key.pem";
 /// For calls that run to finish, when the node stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// Between looks at the free space of the disks.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a node is made of: the seams, and the few settings that matter below the configuration file.
 pub struct Parts {
@@ -82,30 +91,9 @@ impl Running {
     /// Takes no more calls, lets those that run finish, for a bounded time.
     pub async fn stop(self) {
         self.server.stop(STOP_GRACE).await;
-    }
-}
-
-/// The block index in the metadata engine.
-struct EngineIndex(Arc<dyn Engine>);
-
-impl BlockIndex for EngineIndex {
-    fn get(&self, hash: &Hash) -> Option<Location> {
-        let entry = self.0.get(Space::BlockIndex, hash.as_bytes()).ok()??;
-        Location::decode(&entry).ok()
-    }
-
-    fn for_each(&self, visit: &mut dyn FnMut(Hash, Location)) {
-        let scanned =
-            self.0.scan(Space::BlockIndex, &KeyRange::all(), Direction::Forward, &mut |key, value| {
-                if let (Ok(hash), Ok(location)) = (<[u8; 32]>::try_from(&key[..]), Location::decode(value)) {
-                    visit(Hash(hash), location);
-                } else {
-                    tracing::error!(key = hex::encode(key), "a block index entry is damaged and is left out");
-                }
-                Step::Next
-            });
-        if let Err(error) = scanned {
-            tracing::error!(%error, "the block index could not be counted; disk usage will look too small");
+        let engine = self.node.engine.clone();
+        if let Ok(Err(error)) = self.node.env.run_blocking(move || data_disks::close(&*engine)).await {
+            tracing::warn!(%error, "the next start will look for what a crash leaves");
         }
     }
 }
@@ -118,16 +106,12 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
     let cluster_id = secret.cluster_id();
     meta::format::claim(&*engine, &meta::Identity { cluster: cluster_id, node: id })?;
 
-    let disks = remember_disks(&*engine, parts.disks)?;
     let identity = blocks::Identity { cluster: cluster_id, node: id };
-    let index = EngineIndex(engine.clone());
-    let names: Vec<String> = disks.iter().map(|disk| disk.disk.name()).collect();
-    let blocks = BlockStore::open(disks, identity, parts.blocks, env.clone(), &index)?;
-    keep_disks(&*engine, &blocks.stats().await?, &names)?;
+    let blocks = data_disks::open(&engine, parts.disks, identity, parts.blocks, &env).await?;
 
     let parameters = Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::Maximum };
     let empty = ActiveLayout::empty(parameters, DEFAULT_PARTITION_BITS);
-    let layout_store = Arc::new(LayoutStore::open(env.clone(), engine.clone(), empty)?);
+    let layout_store = Arc::new(LayoutStore::open(env.clone(), engine.clone(), id, empty)?);
     let (layout, staged) = layout_store.kept().await;
 
     let member = Member::new(secret.clone(), Role::Storage);
@@ -162,16 +146,19 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         commit_config: parts.commit,
         plane: std::sync::OnceLock::new(),
         workers: Workers::default(),
+        clock_watch: ClockWatch::default(),
         settings: parts.settings,
         verification: Verification::default(),
+        sync: SyncState::default(),
         snapshots: parts.snapshots,
         block_locks: BlockLocks::default(),
+        block_work: BlockWork::default(),
         sabotage: parts.sabotage,
     });
     let handler = Arc::new(NodeHandler(node.clone()));
     pool.set_local(handler.clone());
     let server = server::serve(env.clone(), listener, secure.clone(), member, handler, parts.rpc);
-    watch_space(&node);
+    data_disks::watch(&node);
     membership.start();
     start_workers(&node);
     Ok(Running { node, server })
@@ -181,63 +168,33 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
 fn start_workers(node: &Arc<Node>) {
     let workers = &node.workers;
     workers.start(node, Verify);
+    workers.start(node, DropVersions::default());
+    workers.start(node, CheckRefs::default());
+    workers.start(node, Tombstones::default());
+    workers.start(node, Resync::default());
+    workers.start(node, BlockScan::default());
+    workers.start(node, TableSync::default());
+    workers.start(node, LayoutSync::default());
+    workers.start(node, PartitionDrop::default());
+    layout_driver::start(node);
+    wake_with_layout(node);
     if let (Some(snapshots), Some(interval)) = (node.snapshots.clone(), node.settings.snapshot_interval) {
         workers.start(node, snapshot::Timed { snapshots, interval });
     }
 }
 
-/// Looks at the free space of all disks every few seconds.
-fn watch_space(node: &Arc<Node>) {
+/// Gives those workers a turn at once whose work begins with a new epoch of the layout.
+fn wake_with_layout(node: &Arc<Node>) {
     let node = node.clone();
     let env = node.env.clone();
-    env.spawn("disk space", async move {
-        loop {
-            node.metadata_space.refresh(&node.env).await;
-            if let Err(error) = node.blocks.refresh().await {
-                tracing::warn!(%error, "the free space of the data disks could not be read");
+    env.spawn("layout watch", async move {
+        let mut epochs = node.cluster.epochs();
+        while epochs.changed().await.is_ok() {
+            for worker in [table_sync::NAME, layout_sync::NAME, forget::NAME] {
+                node.workers.wake(worker);
             }
-            tokio::time::sleep(REFRESH_INTERVAL).await;
         }
     });
-}
-
-fn disk_key(name: &str) -> Vec<u8> {
-    [b"disk:", name.as_bytes()].concat()
-}
-
-/// Says of each disk which one this node knew under that name, so that an unmounted disk is not taken for a new one.
-fn remember_disks(engine: &dyn Engine, mut disks: Vec<DiskConfig>) -> Result<Vec<DiskConfig>, MetaError> {
-    for disk in &mut disks {
-        let known = engine.get(Space::Node, &disk_key(&disk.disk.name()))?;
-        disk.known_as = known.and_then(|id| id[..].try_into().ok()).map(|id| DiskId(u32::from_le_bytes(id)));
-    }
-    Ok(disks)
-}
-
-fn keep_disks(engine: &dyn Engine, stats: &[blocks::DiskStats], names: &[String]) -> Result<(), MetaError> {
-    let mut batch = Batch::new();
-    for disk in stats {
-        if let (Some(id), true) = (disk.id, names.contains(&disk.path)) {
-            let key = disk_key(&disk.path);
-            if engine.get(Space::Node, &key)?.as_deref() != Some(&id.0.to_le_bytes()[..]) {
-                batch.put(Space::Node, key, id.0.to_le_bytes().to_vec());
-            }
-        }
-    }
-    if batch.is_empty() { Ok(()) } else { engine.commit(batch, true) }
-}
-
-/// A number that rises at every start, whatever the clock says.
-fn next_incarnation(engine: &dyn Engine) -> Result<u64, MetaError> {
-    const KEY: &[u8] = b"incarnation";
-    let last = engine
-        .get(Space::Node, KEY)?
-        .and_then(|bytes| bytes[..].try_into().ok())
-        .map_or(0, u64::from_le_bytes);
-    let mut batch = Batch::new();
-    batch.put(Space::Node, KEY, (last + 1).to_le_bytes().to_vec());
-    engine.commit(batch, true)?;
-    Ok(last + 1)
 }
 
 /// The node's key, made at the first start.

@@ -4,8 +4,10 @@
 //! older than this node's is refused with the layout attached, so that a stale gateway corrects itself; a newer
 //! one is refused as not ready, and the newer layout is fetched; a partition that is not ours is refused.
 
-mod block;
+pub mod block;
+mod collect;
 mod membership;
+mod sync;
 mod table;
 
 use crate::blocks::BlockStore;
@@ -15,7 +17,10 @@ use crate::meta::{Engine, MetaError};
 use crate::space::MetadataSpace;
 use crate::tables::{Tables, TablesError};
 use crate::snapshot::Snapshots;
+use crate::workers::pull::SyncState;
 use crate::workers::verify::Verification;
+use crate::workers::block_work::BlockWork;
+use crate::workers::clock_watch::ClockWatch;
 use crate::workers::{Settings, Workers};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +28,7 @@ use hayloft_common::codec;
 use hayloft_common::env::Env;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::NodeId;
+use hayloft_common::layout::{Partition, PartitionState};
 use hayloft_proto::body::Body;
 use hayloft_proto::cluster::Cluster;
 use hayloft_proto::error::{RemoteCode, RpcError};
@@ -31,7 +37,8 @@ use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReportBlock
 use hayloft_proto::message::membership::{
     AcceptLayout, Exchange, LearnLayout, PrepareLayout, ReadInventory, ReadStatus, StageChanges,
 };
-use hayloft_proto::message::sync::AreQueued;
+use hayloft_proto::message::sync::{AreQueued, HaveBlocks, ReadLeaves, ReadTotals, SyncRows};
+use hayloft_proto::message::sync::{CollectTombstones, HoldTombstones, ReadHeads, ReadRenewals, WorkDone};
 use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
 use hayloft_proto::message::{self, Head, Message};
 use hayloft_proto::server::{Handler, Incoming};
@@ -60,12 +67,16 @@ pub struct Node {
     pub commit_config: crate::commit::Config,
     pub plane: OnceLock<DataPlane>,
     pub workers: Workers,
+    pub clock_watch: ClockWatch,
     pub settings: Settings,
     pub verification: Verification,
+    pub sync: SyncState,
     /// Where copies of the metadata go; none for a node without files.
     pub snapshots: Option<Arc<Snapshots>>,
     /// Keep the bytes of a block from being deleted between their being put and their index entry being committed.
     pub block_locks: BlockLocks,
+    /// What the workers that look after blocks share.
+    pub block_work: BlockWork,
     pub sabotage: Sabotage,
 }
 
@@ -92,6 +103,11 @@ impl BlockLocks {
     pub fn of(&self, block: &Hash) -> &tokio::sync::RwLock<()> {
         let tail = u16::from_le_bytes([block.0[30], block.0[31]]);
         &self.0[usize::from(tail) % self.0.len()]
+    }
+
+    /// All of them, one after the other.
+    pub fn all(&self) -> impl Iterator<Item = &tokio::sync::RwLock<()>> {
+        self.0.iter()
     }
 }
 
@@ -138,13 +154,29 @@ impl Node {
         Ok(())
     }
 
-    /// Refuses what is placed on other nodes.
+    /// Refuses what is placed on other nodes, and what this node does not serve now: leftovers, and partitions of
+    /// which it may lack what it acknowledged.
     fn check_place(&self, place: &Hash) -> Result<(), RpcError> {
         let layout = self.cluster.layout();
-        if layout.holds(self.id, layout.partition_of(place)) {
+        let partition = layout.partition_of(place);
+        let text = if !layout.holds(self.id, partition) {
+            "this node does not hold that partition"
+        } else if self.layout_store.state(partition) != PartitionState::Member {
+            "this node is fetching that partition again"
+        } else if self.membership.outlived().is_some() {
+            "this node's metadata is older than what others know of it"
+        } else {
             return Ok(());
-        }
-        Err(RpcError::remote(RemoteCode::NotReady, "this node does not hold that partition"))
+        };
+        Err(RpcError::remote(RemoteCode::NotReady, text))
+    }
+
+    /// Whether this node has a complete copy of the partition, as far as its own writes go: what [`Node::check_place`]
+    /// serves.
+    pub fn is_member(&self, partition: Partition) -> bool {
+        self.cluster.layout().holds(self.id, partition)
+            && self.layout_store.state(partition) == PartitionState::Member
+            && self.membership.outlived().is_none()
     }
 
     async fn dispatch(self: Arc<Self>, call: Incoming) -> Answer {
@@ -158,6 +190,15 @@ impl Node {
             ReferBlocks::METHOD => self.refer_blocks(self.read_at(&call)?).await,
             GetBlock::METHOD => self.get_block(self.read(&call)?).await,
             ReportBlock::METHOD => self.report_block(self.read(&call)?).await,
+            HaveBlocks::METHOD => self.have_blocks(self.read(&call)?).await,
+            ReadTotals::METHOD => self.read_totals(self.read(&call)?).await,
+            ReadLeaves::METHOD => self.read_leaves(self.read(&call)?).await,
+            SyncRows::METHOD => self.sync_rows(self.read(&call)?).await,
+            HoldTombstones::METHOD => self.hold_tombstones(self.read_at(&call)?).await,
+            CollectTombstones::METHOD => self.collect_tombstones(self.read_at(&call)?).await,
+            WorkDone::METHOD => self.work_done(self.read(&call)?).await,
+            ReadHeads::METHOD => self.read_heads(self.read(&call)?).await,
+            ReadRenewals::METHOD => self.read_renewals(self.read(&call)?).await,
             AreQueued::METHOD => reply(&self.are_queued(&self.read(&call)?).await?),
             Exchange::METHOD => self.exchange(self.read(&call)?),
             StageChanges::METHOD => self.stage_changes(self.read(&call)?).await,
@@ -241,6 +282,15 @@ fn name_of(method: u16) -> &'static str {
         ReferBlocks,
         GetBlock,
         ReportBlock,
+        HaveBlocks,
+        ReadTotals,
+        ReadLeaves,
+        SyncRows,
+        HoldTombstones,
+        CollectTombstones,
+        WorkDone,
+        ReadHeads,
+        ReadRenewals,
         AreQueued,
         Exchange,
         StageChanges,

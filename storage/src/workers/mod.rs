@@ -4,8 +4,29 @@
 //! pausing, slowing down (tranquility) and counting of errors is here. A worker keeps what must outlive the process in
 //! the metadata engine, never in itself: it may be stopped between any two awaits.
 
+pub mod check_refs;
+pub mod clock_watch;
+pub mod drop_versions;
+pub mod forget;
+mod members;
+mod queue_reader;
+mod references;
+pub mod layout_driver;
+pub mod layout_sync;
+pub mod needed;
+pub mod pull;
+mod block_copies;
+pub mod block_scan;
+pub mod block_work;
+pub mod compact;
+pub mod rebalance;
+pub mod resync;
+pub mod scrub;
 pub mod settings;
+pub mod table_sync;
+pub mod tombstones;
 pub mod verify;
+mod versions;
 
 pub use settings::{MESSAGE_LIFETIME, Settings};
 
@@ -46,6 +67,8 @@ pub enum WorkerError {
     Commit(#[from] crate::commit::CommitError),
     #[error(transparent)]
     Block(#[from] crate::blocks::BlockError),
+    #[error("no other node that should hold the block has a good copy")]
+    NoCopyElsewhere,
     #[error("{0}")]
     Other(String),
 }
