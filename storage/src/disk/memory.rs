@@ -10,7 +10,9 @@
 //! - **failed syncs**: an error, after which the pending writes can no longer be made durable, though
 //!   they still read back until the crash (as Linux does);
 //! - **bit rot**, truncation and loss of files at rest, by call;
-//! - a **full** disk (writes stop part-way), a **read-only** one, **failing reads**.
+//! - a **full** disk (writes stop part-way), a **read-only** one, **failing reads**;
+//! - a **lost** disk: unplugged ([`MemoryDisk::unplug`]: every operation fails), or its directory removed under
+//!   a running node ([`MemoryDisk::wipe`]: open files live on until they are closed, as on Unix).
 //!
 //! Out of scope: misdirected writes, synced data that silently vanishes, slowness (the simulator's
 //! blocking pool models time).
@@ -99,6 +101,30 @@ impl MemoryDisk {
         self.state.lock().faults.read_only = read_only;
     }
 
+    /// The device is gone, for good: from now on every operation fails.
+    pub fn unplug(&self) {
+        self.state.lock().unplugged = true;
+    }
+
+    /// Removes everything, durably, as `rm -rf` of the directory's content: whoever has a file open keeps it.
+    pub fn wipe(&self) {
+        let mut state = self.state.lock();
+        state.current.clear();
+        state.durable.clear();
+        state.collect();
+    }
+
+    /// From now on an empty directory of another file system is seen, as when the disk is unmounted.
+    pub fn unmount(&self) {
+        self.wipe();
+        self.state.lock().file_system += 1;
+    }
+
+    /// Bytes in all files that have a name.
+    pub fn used(&self) -> u64 {
+        self.state.lock().used()
+    }
+
     fn handle(&self, state: &State, inode: u64, writable: bool) -> io::Result<Arc<dyn DiskFile>> {
         let open = state.inodes.get(&inode).ok_or_else(|| not_found("a removed file"))?.open.clone();
         let run = state.run;
@@ -152,10 +178,15 @@ impl MemoryDisk {
 
     /// Flips a bit of a file that `seed` chooses; says which file, `None` if all are empty.
     pub fn rot(&self, seed: u64) -> Option<String> {
+        self.rot_among(seed, &|_| true)
+    }
+
+    /// As [`MemoryDisk::rot`], among the files whose path `may` allows.
+    pub fn rot_among(&self, seed: u64, may: &dyn Fn(&str) -> bool) -> Option<String> {
         let mut dice = Dice(seed);
         let files: Vec<(String, usize)> = {
             let mut state = self.state.lock();
-            let paths: Vec<String> = state.current.keys().cloned().collect();
+            let paths: Vec<String> = state.current.keys().filter(|path| may(path)).cloned().collect();
             paths
                 .into_iter()
                 .filter_map(|path| state.file(&path).map(|inode| inode.current.len()).map(|len| (path, len)))
@@ -302,6 +333,12 @@ impl Disk for MemoryDisk {
         state.step()?;
         Ok(Space { total: state.capacity, available: state.capacity.saturating_sub(state.used()) })
     }
+
+    fn file_system(&self) -> io::Result<Option<u64>> {
+        let mut state = self.state.lock();
+        state.step()?;
+        Ok(Some(state.file_system))
+    }
 }
 
 impl MemoryFile {
@@ -380,5 +417,32 @@ impl DiskFile for MemoryFile {
         inode.current.resize(len as usize, 0);
         inode.pending.push(Change::Truncate(len as usize));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_directory_is_empty_and_open_files_live_on() {
+        let disk = MemoryDisk::new("d");
+        let file = disk.create("f").unwrap();
+        file.write_at(b"abc", 0).unwrap();
+        disk.wipe();
+        assert!(disk.files().is_empty() && disk.open("f", Access::Read).is_err());
+        assert_eq!(file.len().unwrap(), 3);
+        disk.crash(1);
+        assert!(disk.files().is_empty() && disk.exists("").unwrap());
+    }
+
+    #[test]
+    fn an_unplugged_disk_does_nothing_any_more() {
+        let disk = MemoryDisk::new("d");
+        let file = disk.create("f").unwrap();
+        disk.unplug();
+        assert!(file.write_at(b"a", 0).is_err() && file.sync().is_err() && disk.list("").is_err());
+        disk.crash(1);
+        assert!(disk.create("g").is_err());
     }
 }

@@ -9,7 +9,9 @@
 //! - *Failed sync* ([`Fault::Sync`]): the batch counts as written but not synced, so a crash may keep it or
 //!   lose it; the engine is poisoned. The caller must treat it as unknown, which is the case to test.
 //! - *Failed read* ([`Fault::Read`]): one read fails.
-//! - Out of scope: torn batches and bit rot (fjall's journal and tables carry checksums), a full disk.
+//! - *Full disk* ([`MemoryDisk::set_full`]): as failed writes, until there is room and the engine is opened again.
+//! - *Lost* ([`MemoryDisk::wipe`]): nothing is left.
+//! - Out of scope: torn batches and bit rot (fjall's journal and tables carry checksums).
 //!
 //! Time costs nothing here. Reads are consistent without holding up writers: a snapshot shares the maps and
 //! a writer copies a map only while someone still reads its old state.
@@ -48,6 +50,7 @@ struct State {
     generation: u64,
     open: bool,
     poisoned: bool,
+    full: bool,
     fault: Option<(Fault, u32)>,
     commits: u64,
     syncs: u64,
@@ -70,6 +73,7 @@ impl MemoryDisk {
             generation: 0,
             open: false,
             poisoned: false,
+            full: false,
             fault: None,
             commits: 0,
             syncs: 0,
@@ -104,6 +108,21 @@ impl MemoryDisk {
     /// Makes the operation of that kind after the next `after` ones fail, once.
     pub fn inject(&self, fault: Fault, after: u32) {
         self.0.lock().fault = Some((fault, after));
+    }
+
+    /// From now on writes find no room, or do again.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().full = full;
+    }
+
+    /// Loses everything, as a metadata directory that was removed while its node was down. Handles are dead.
+    pub fn wipe(&self) {
+        let mut state = self.0.lock();
+        let empty: Maps = (0..Space::COUNT).map(|_| Arc::default()).collect();
+        (state.live, state.stable) = (empty.clone(), empty);
+        state.unsynced.clear();
+        state.generation += 1;
+        (state.open, state.poisoned, state.full, state.fault) = (false, false, false, None);
     }
 
     /// Commits and syncs so far.
@@ -209,9 +228,10 @@ impl Engine for MemoryEngine {
             if state.poisoned {
                 return Err(MetaError::Poisoned);
             }
-            if state.strikes(Fault::Write) {
+            if state.full || state.strikes(Fault::Write) {
                 state.poisoned = true;
-                return Err(MetaError::Io { doing: "a write", reason: "injected".to_owned() });
+                let reason = if state.full { "no space left" } else { "injected" };
+                return Err(MetaError::Io { doing: "a write", reason: reason.to_owned() });
             }
             state.commits += 1;
             // Once written it may survive, whatever becomes of its sync; readers see it only if that succeeds.
@@ -373,6 +393,24 @@ mod tests {
             assert_eq!(keys(&engine), left);
             engine.commit(put("d"), true).unwrap();
         }
+    }
+
+    #[test]
+    fn a_full_disk_takes_nothing_until_there_is_room_and_it_is_opened_again() {
+        let disk = MemoryDisk::new();
+        let engine = disk.open().unwrap();
+        engine.commit(put("a"), true).unwrap();
+        disk.set_full(true);
+        assert!(matches!(engine.commit(put("b"), true), Err(MetaError::Io { .. })));
+        disk.set_full(false);
+        assert_eq!(engine.commit(put("b"), true), Err(MetaError::Poisoned));
+        drop(engine);
+        let engine = disk.open().unwrap();
+        engine.commit(put("c"), true).unwrap();
+        assert_eq!(keys(&engine), "ac");
+        disk.wipe();
+        assert_eq!(engine.commit(put("d"), true), Err(MetaError::Closed));
+        assert_eq!(keys(&disk.open().unwrap()), "");
     }
 
     #[test]

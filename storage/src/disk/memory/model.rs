@@ -48,7 +48,10 @@ pub(super) struct State {
     /// Counts restarts; handles of an earlier run are dead.
     pub(super) run: u64,
     pub(super) crashed: bool,
+    pub(super) unplugged: bool,
     pub(super) capacity: u64,
+    /// See `Disk::file_system`.
+    pub(super) file_system: u64,
     pub(super) faults: Faults,
     pub(super) operations: u64,
     pub(super) syncs: u64,
@@ -107,7 +110,9 @@ impl State {
             next_inode: 1,
             run: 0,
             crashed: false,
+            unplugged: false,
             capacity,
+            file_system: 1,
             faults: Faults::default(),
             operations: 0,
             syncs: 0,
@@ -125,6 +130,9 @@ impl State {
         }
         if self.crashed {
             return Err(fault(ErrorKind::Other, "the machine has crashed"));
+        }
+        if self.unplugged {
+            return Err(fault(ErrorKind::Other, "no such device"));
         }
         self.operations += 1;
         Ok(())
