@@ -154,7 +154,7 @@ fn moves(before: &Layout, next: &Layout, moved: usize, stored: Option<u64>) -> V
              quorum of both until the change is over."
         ));
     }
-    if let Some(stored) = stored.filter(|_| moved > 0) {
+    if let Some(stored) = stored.filter(|stored| moved > 0 && *stored > 0) {
         let bytes =
             u64::try_from(u128::from(stored) * moved as u128 / partitions as u128).unwrap_or(u64::MAX);
         lines.push(format!(
@@ -253,5 +253,35 @@ fn parameters(parameters: &Parameters, bits: u8) -> LayoutParameters {
         zone_redundancy: Some(parameters.zone_redundancy),
         replication_factor: Some(parameters.replication_factor),
         partition_bits: Some(bits),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hayloft_common::layout::{ZoneRedundancy, compute};
+
+    fn layout(previous: Option<&Layout>, nodes: u8, replication_factor: usize) -> (Layout, usize) {
+        let parameters = Parameters { replication_factor, zone_redundancy: ZoneRedundancy::Maximum };
+        let role = |i: u8| Role { zone: format!("z{i}"), capacity: 1 << 40, tags: Vec::new() };
+        let roles: BTreeMap<NodeId, Role> = (0..nodes).map(|i| (NodeId([i; 32]), role(i))).collect();
+        let (layout, explanation) = compute(previous, &roles, &parameters, 4).unwrap();
+        (layout, explanation.statistics.total_moved_partitions.unwrap_or(0))
+    }
+
+    #[test]
+    fn a_change_says_what_is_copied_and_dropped() {
+        let (three, _) = layout(None, 5, 3);
+        let (five, moved) = layout(Some(&three), 5, 5);
+        let lines = moves(&three, &five, moved, Some(1_000_000));
+        assert!(
+            lines[0].starts_with("Copies of each partition: 3 before, 5 after; 32 are made and 0 dropped.")
+        );
+        assert!(lines[1].starts_with("Data to copy: about 2.0 MB at most (1.0 MB stored"), "{lines:?}");
+        let (back, moved) = layout(Some(&five), 5, 3);
+        let lines = moves(&five, &back, moved, Some(1_000_000));
+        assert!(lines[0].contains("5 before, 3 after; 0 are made and 32 dropped"), "{lines:?}");
+        assert_eq!(lines.len(), 1, "nothing is copied");
+        assert!(moves(&three, &three, 4, None).is_empty(), "what is not known is not said");
     }
 }
