@@ -85,11 +85,8 @@ impl Holdings {
     pub fn before_moves(me: NodeId, active: &ActiveLayout) -> Self {
         let mut holdings = Self::default();
         if !active.is_empty() {
-            let states = partitions(active).map(|p| active.holds(me, p)).map(|held| match held {
-                true => PartitionState::Member.byte(),
-                false => PartitionState::None.byte(),
-            });
-            holdings.states = states.collect();
+            let state = |p| if active.holds(me, p) { PartitionState::Member } else { PartitionState::None };
+            holdings.states = partitions(active).map(|p| state(p).byte()).collect();
             holdings.synced = active.current.version;
         }
         holdings

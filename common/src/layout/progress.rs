@@ -163,3 +163,106 @@ pub fn may_drop(active: &ActiveLayout, acks: &Acks, node: NodeId, partition: Par
         && !set.is_empty()
         && set.iter().all(|member| has_all(acks, *member, active.current.version))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::compute::compute;
+    use super::super::role::{Parameters, Role, ZoneRedundancy};
+    use super::*;
+
+    const PARAMETERS: Parameters =
+        Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::AtLeast(1) };
+
+    fn node(i: u8) -> NodeId {
+        NodeId([i; 32])
+    }
+
+    fn nodes(ids: &[u8]) -> BTreeSet<NodeId> {
+        ids.iter().map(|i| node(*i)).collect()
+    }
+
+    fn layout(before: &ActiveLayout, ids: &[u8]) -> Layout {
+        let role = |i: &u8| (node(*i), Role { zone: format!("z{i}"), capacity: 1 << 30, tags: vec![] });
+        compute(Some(before.newest()), &ids.iter().map(role).collect(), &PARAMETERS, 1).unwrap().0
+    }
+
+    /// From nodes 1, 2, 3 to 1, 4, 5.
+    fn introduced() -> ActiveLayout {
+        let empty = ActiveLayout::empty(PARAMETERS, 1);
+        let first = empty.apply(layout(&empty, &[1, 2, 3])).unwrap();
+        first.apply(layout(&first, &[1, 4, 5])).unwrap()
+    }
+
+    /// `(node, epoch, synced)`.
+    fn acks(told: &[(u8, u64, u64)]) -> Acks {
+        let ack = |&(i, epoch, synced): &(u8, u64, u64)| {
+            (node(i), Progress { epoch, synced, partitions_left: 7, blocks_left: 9, ..Progress::default() })
+        };
+        told.iter().map(ack).collect()
+    }
+
+    #[test]
+    fn a_phase_waits_for_every_node_that_lives() {
+        let active = introduced();
+        let told = acks(&[(1, 2, 2), (2, 2, 1), (4, 2, 1), (5, 1, 0)]);
+        let at = |i, at| Wait { node: node(i), reason: WaitReason::Epoch { at } };
+        let copies = WaitReason::Copies { partitions_left: 7, blocks_left: 9 };
+        assert_eq!(waits_for(&active, &told), [at(3, 0), Wait { node: node(4), reason: copies }, at(5, 1)]);
+        assert!(!may_advance(&active, &told, &nodes(&[])));
+        let all = acks(&[(1, 2, 2), (2, 2, 1), (3, 2, 1), (4, 2, 2), (5, 3, 2)]);
+        assert!(may_advance(&active, &all, &nodes(&[])));
+        assert!(waits_for(&active.synced().unwrap(), &all).iter().all(|wait| wait.node != node(5)));
+    }
+
+    #[test]
+    fn down_nodes_are_not_waited_for_while_no_quorum_can_notice() {
+        let active = introduced();
+        let down = nodes(&[2, 3, 4, 5]);
+        // One copy in three may be missing, and any number of the old that made it.
+        let one_missing = acks(&[(1, 2, 2), (4, 2, 2)]);
+        assert!(may_advance(&active, &one_missing, &down));
+        assert!(!may_advance(&active, &one_missing, &nodes(&[5])), "nodes 2 and 3 live and do not know");
+        assert!(!may_advance(&active, &acks(&[(1, 2, 2)]), &down));
+        let synced = active.synced().unwrap();
+        // Nodes 2 and 3 could answer a read of the old set by themselves.
+        assert!(!may_advance(&synced, &acks(&[(1, 3, 2), (4, 3, 2), (5, 3, 2)]), &down));
+        assert!(may_advance(&synced, &acks(&[(1, 3, 2), (3, 3, 2)]), &down));
+    }
+
+    #[test]
+    fn skipped_nodes_are_never_waited_for_and_the_risk_is_told() {
+        let active = introduced();
+        let told = acks(&[(1, 2, 2), (2, 2, 1), (3, 2, 1), (4, 2, 1)]);
+        assert_eq!(risk(&active, &told, &nodes(&[5])), 0);
+        assert_eq!(risk(&active, &told, &nodes(&[4, 5])), 2);
+        assert_eq!(risk(&active, &told, &nodes(&[2, 3])), 2);
+        let one = active.skip(&nodes(&[5])).unwrap();
+        assert_eq!(risk(&one, &told, &nodes(&[4])), 2, "with those skipped before");
+        let now = acks(&[(1, 3, 2), (2, 3, 1), (3, 3, 1), (4, 3, 1)]);
+        assert!(!may_advance(&one, &now, &nodes(&[4])), "skipped and down nodes count together");
+        let both = one.skip(&nodes(&[4])).unwrap();
+        let now = acks(&[(1, 4, 2), (2, 4, 1), (3, 4, 1)]);
+        assert!(waits_for(&both, &now).is_empty() && may_advance(&both, &now, &nodes(&[])));
+    }
+
+    #[test]
+    fn leftovers_stay_until_all_members_have_everything() {
+        let stable = introduced().synced().unwrap().finish().unwrap();
+        let p = Partition(0);
+        assert!(!may_drop(&introduced(), &acks(&[(1, 4, 2), (4, 4, 2), (5, 4, 2)]), node(9), p));
+        assert!(!may_drop(&stable, &acks(&[(1, 4, 2), (4, 4, 2), (5, 4, 1)]), node(2), p));
+        assert!(may_drop(&stable, &acks(&[(1, 4, 2), (4, 4, 2), (5, 4, 2)]), node(2), p));
+        assert!(may_drop(&introduced(), &Acks::new(), node(4), p), "given again");
+    }
+
+    #[test]
+    fn when_stable_only_the_queue_moves_on() {
+        let stable = introduced().synced().unwrap().finish().unwrap();
+        assert!(
+            !may_advance(&stable, &Acks::new(), &nodes(&[])) && waits_for(&stable, &Acks::new()).is_empty()
+        );
+        let waiting = introduced().queue(layout(&introduced(), &[1, 2, 3])).unwrap();
+        let waiting = waiting.synced().unwrap().finish().unwrap();
+        assert!(may_advance(&waiting, &Acks::new(), &nodes(&[])));
+    }
+}
