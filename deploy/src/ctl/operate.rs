@@ -66,9 +66,13 @@ pub(super) enum What {
 /// What to do with the scrub.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scrub {
+    /// Begin now
     Start,
+    /// Stop until resumed
     Pause,
+    /// Go on
     Resume,
+    /// Give up this round
     Cancel,
 }
 
@@ -102,7 +106,9 @@ pub enum WorkerCommand {
     },
     /// Set a variable (until the node restarts), such as `block-scrub-tranquility`
     Set {
+        /// Its name: see `hayloft worker get`
         variable: String,
+        /// Its new value
         value: String,
         #[command(flatten)]
         on: OnNodes,
@@ -120,6 +126,7 @@ pub enum BlockCommand {
     },
     /// Show where a block lies and who needs it
     Info {
+        /// The block's hash, 64 hexadecimal digits
         hash: Hash,
         #[command(flatten)]
         on: OnNodes,
@@ -130,12 +137,14 @@ pub enum BlockCommand {
         /// All that have errors
         #[arg(long, conflicts_with = "hashes", required_unless_present = "hashes")]
         all: bool,
+        /// The blocks' hashes
         hashes: Vec<Hash>,
         #[command(flatten)]
         on: OnNodes,
     },
     /// Give up blocks that are lost on all nodes: deletes every object and aborts every upload that needs one of them
     Purge {
+        /// The blocks' hashes
         #[arg(required = true)]
         hashes: Vec<Hash>,
         /// Really do it
