@@ -299,21 +299,23 @@ impl BlockStore {
         place::order(hash, &candidates).iter().filter_map(|disk| disks.volumes.get(disk).cloned()).collect()
     }
 
+    /// `upkeep`: the block lies on this disk already and is moved to free space; it may use the reserve.
     async fn put_on(
         &self,
         volume: &Arc<Volume>,
         hash: Hash,
         envelope: Bytes,
+        upkeep: bool,
     ) -> Result<Location, BlockError> {
         let room = claim_room(volume, envelope.len()).await?;
         if envelope.len() < self.0.config.pack_below {
-            return self.put_packed(volume, hash, envelope, room).await;
+            return self.put_packed(volume, hash, envelope, room, upkeep).await;
         }
         let permit = volume.writes.clone().acquire_owned().await.map_err(|_| BlockError::Stopping)?;
         let on = volume.clone();
         self.blocking(move || {
             let (_room, _permit) = (room, permit);
-            on.write_plain(hash, &envelope)
+            on.write_plain(hash, &envelope, upkeep)
         })
         .await
     }
@@ -324,9 +326,10 @@ impl BlockStore {
         hash: Hash,
         payload: Bytes,
         room: OwnedSemaphorePermit,
+        upkeep: bool,
     ) -> Result<Location, BlockError> {
         let (reply, answer) = oneshot::channel();
-        let lead = volume.queue.lock().push(Pending { hash, payload, ticket: Ticket { reply, room } });
+        let lead = volume.queue.lock().push(Pending { hash, payload, ticket: Ticket { reply, room, upkeep } });
         if lead {
             let leader = Leader { volume: volume.clone(), finished: false };
             self.0.env.tasks.run_blocking(Box::new(move || leader.run()));

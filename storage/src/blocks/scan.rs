@@ -49,6 +49,8 @@ pub struct Scan {
     ready: VecDeque<ScanItem>,
     depth: ScanDepth,
     max_stored: usize,
+    /// Files up to this path are passed over.
+    after: Option<String>,
 }
 
 /// What is still to be looked at, in order.
@@ -77,19 +79,24 @@ impl Scan {
         max_stored: usize,
     ) -> Self {
         let work = volumes.into_iter().map(Work::Volume).collect();
-        Self { work, ready: VecDeque::new(), depth, max_stored }
+        Self { work, ready: VecDeque::new(), depth, max_stored, after: None }
     }
 
     /// The records in a range of one segment.
     pub(super) fn segment_of(volume: Arc<Volume>, segment: u32, range: Range<u64>, max_stored: usize) -> Self {
         let work = VecDeque::from([Work::Range(volume, segment, range)]);
-        Self { work, ready: VecDeque::new(), depth: ScanDepth::Full, max_stored }
+        Self { work, ready: VecDeque::new(), depth: ScanDepth::Full, max_stored, after: None }
     }
 
     /// The files of one directory.
     pub(super) fn directory_of(volume: Arc<Volume>, dir: String, depth: ScanDepth, max_stored: usize) -> Self {
         let work = VecDeque::from([Work::Directory(volume, dir)]);
-        Self { work, ready: VecDeque::new(), depth, max_stored }
+        Self { work, ready: VecDeque::new(), depth, max_stored, after: None }
+    }
+
+    /// Passes over the files up to this path.
+    pub(super) fn from_name(self, after: Option<String>) -> Self {
+        Self { after, ..self }
     }
 
     fn step(&mut self, work: Work) {
@@ -168,6 +175,9 @@ impl Scan {
             volume.disk.sync_dir(dir)?;
         }
         for entry in volume.disk.list(dir)?.into_iter().rev() {
+            if self.after.as_ref().is_some_and(|after| format!("{dir}/{}", entry.name) <= *after) {
+                break;
+            }
             self.work.push_front(Work::Plain(volume.clone(), dir.to_owned(), entry.name));
         }
         Ok(())

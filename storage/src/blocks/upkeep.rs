@@ -5,7 +5,7 @@
 //! no entry names it, and that none is about to (`workers/compact.rs` says how).
 
 use super::error::BlockError;
-use super::format::{BLOCKS, HEADER};
+use super::format::{BLOCKS, HEADER, plain_path};
 use super::index::{DiskId, Location};
 use super::usage::SegmentUsage;
 use super::{BlockStore, Scan, ScanDepth};
@@ -44,18 +44,25 @@ impl BlockStore {
         self.order(hash).first().map(|volume| volume.id)
     }
 
-    /// As [`BlockStore::put`], on one disk and no other.
-    pub async fn put_to(&self, disk: DiskId, hash: Hash, envelope: Bytes) -> Result<Location, BlockError> {
+    /// As [`BlockStore::put`], on one disk and no other. `upkeep`: the block lies on that disk already, and is moved to
+    /// free space: then it may use the reserve.
+    pub async fn put_to(
+        &self,
+        disk: DiskId,
+        hash: Hash,
+        envelope: Bytes,
+        upkeep: bool,
+    ) -> Result<Location, BlockError> {
         self.verify(hash, &envelope).await?;
         let volume = self.volume_of(disk)?;
-        self.put_on(&volume, hash, envelope).await
+        self.put_on(&volume, hash, envelope, upkeep).await
     }
 
     /// As [`BlockStore::put`], for bytes that the caller has checked against the hash.
     pub async fn put_verified(&self, hash: Hash, envelope: Bytes) -> Result<Location, BlockError> {
         let mut last = None;
         for volume in self.writable(&hash).await? {
-            match self.put_on(&volume, hash, envelope.clone()).await {
+            match self.put_on(&volume, hash, envelope.clone(), false).await {
                 Err(error) if error.is_of_the_disk() => last = Some(error),
                 other => return other,
             }
@@ -127,6 +134,14 @@ impl BlockStore {
     pub fn scan_files(&self, disk: DiskId, first: u8, depth: ScanDepth) -> Result<Scan, BlockError> {
         let volume = self.volume_of(disk)?;
         Ok(Scan::directory_of(volume, format!("{BLOCKS}/{first:02x}"), depth, self.0.config.max_stored))
+    }
+
+    /// As [`BlockStore::scan_files`], read in full, from the block behind `after` on.
+    pub fn scan_files_after(&self, disk: DiskId, first: u8, after: Option<Hash>) -> Result<Scan, BlockError> {
+        let volume = self.volume_of(disk)?;
+        let dir = format!("{BLOCKS}/{first:02x}");
+        let scan = Scan::directory_of(volume, dir, ScanDepth::Full, self.0.config.max_stored);
+        Ok(scan.from_name(after.map(|hash| plain_path(&hash).1)))
     }
 
     /// Whether any disk holds anything that looks like blocks. Blocks its thread.

@@ -27,6 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 pub(super) struct Ticket {
     pub(super) reply: oneshot::Sender<Result<Location, BlockError>>,
     pub(super) room: OwnedSemaphorePermit,
+    /// It may use the reserve.
+    pub(super) upkeep: bool,
 }
 
 pub(super) struct Volume {
@@ -211,9 +213,10 @@ impl Volume {
     }
 
     /// The error to give when the disk does not take writes (any more).
-    fn need_writable(&self) -> Result<(), BlockError> {
+    fn need_writable(&self, upkeep: bool) -> Result<(), BlockError> {
         match self.health() {
             Health::Healthy => Ok(()),
+            Health::Full if upkeep => Ok(()),
             Health::Full => Err(BlockError::NoSpace),
             other => Err(BlockError::DiskFailed { disk: self.name.clone(), reason: other.to_string() }),
         }
@@ -235,9 +238,14 @@ impl Volume {
         }
     }
 
-    pub(super) fn write_plain(&self, hash: Hash, payload: &Bytes) -> Result<Location, BlockError> {
+    pub(super) fn write_plain(
+        &self,
+        hash: Hash,
+        payload: &Bytes,
+        upkeep: bool,
+    ) -> Result<Location, BlockError> {
         self.refresh();
-        self.need_writable()?;
+        self.need_writable(upkeep)?;
         let existed = self.disk.exists(&plain_path(&hash).1).unwrap_or(false);
         let location = self
             .plain
@@ -264,12 +272,27 @@ impl Volume {
 
     fn pack(&self, batch: Vec<Pending<Ticket>>) {
         self.refresh();
-        let written = self.need_writable().and_then(|()| {
-            self.packer
-                .lock()
-                .append(&*self.disk, &batch, self.config.data_fsync)
-                .map_err(|error| self.write_failed(&error))
-        });
+        let mut allowed = Vec::with_capacity(batch.len());
+        for Pending { hash, payload, ticket } in batch {
+            match self.need_writable(ticket.upkeep) {
+                Ok(()) => allowed.push(Pending { hash, payload, ticket }),
+                Err(error) => {
+                    drop(ticket.room);
+                    let _ = ticket.reply.send(Err(error));
+                }
+            }
+        }
+        if !allowed.is_empty() {
+            self.append(allowed);
+        }
+    }
+
+    fn append(&self, batch: Vec<Pending<Ticket>>) {
+        let written = self
+            .packer
+            .lock()
+            .append(&*self.disk, &batch, self.config.data_fsync)
+            .map_err(|error| self.write_failed(&error));
         let written = written.and_then(|packed| self.need_trust().map(|()| packed));
         match written {
             Ok(packed) => {

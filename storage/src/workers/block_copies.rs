@@ -9,7 +9,7 @@ use super::block_work::{Stray, StrayBytes};
 use super::pull::reading;
 use crate::blocks::{BlockError, DiskId, Location, Place};
 use crate::commit::Job;
-use crate::meta::Space;
+use crate::meta::{Direction, KeyRange, Space, Step};
 use crate::serve::Node;
 use crate::serve::block::index_entry;
 use crate::tables::queue::Work;
@@ -24,6 +24,9 @@ use tokio::sync::RwLockWriteGuard;
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a disk may take to store a block before it is left alone. The bytes may come later: see [`Stray`].
 const PUT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Index entries read at once.
+const INDEX_PAGE: usize = 65_536;
 
 /// Keeps all puts of a block out.
 pub(super) async fn lock<'a>(
@@ -93,19 +96,19 @@ pub(super) enum Moved {
     Lost,
 }
 
-/// Copies a block from `from` to `to` (none: wherever blocks go), and frees it at `from`.
+/// Copies a block from `from` to the disk `to`, which may be its own, and frees it at `from`.
 pub(super) async fn relocate(
     node: &Arc<Node>,
     block: Hash,
     from: &Location,
-    to: Option<DiskId>,
+    to: DiskId,
 ) -> Result<Moved, WorkerError> {
     let _alone = lock(node, &block).await?;
     if node.locate(block).await?.as_ref() != Some(from) {
         return Ok(Moved::NotThere);
     }
     let envelope = match node.blocks.get(&block, from).await {
-        Err(error) if error.is_lost_copy() => {
+        Err(error) if error.is_unreadable_copy() => {
             give_up_locked(node, block, from, &error).await?;
             return Ok(Moved::Lost);
         }
@@ -113,10 +116,7 @@ pub(super) async fn relocate(
     };
     let len = envelope.len() as u64;
     let mut stray = Stray::new(node, block);
-    let new = match to {
-        Some(disk) => in_time(node.blocks.put_to(disk, block, envelope)).await?,
-        None => in_time(node.blocks.put(block, envelope)).await?,
-    };
+    let new = in_time(node.blocks.put_to(to, block, envelope, to == from.disk)).await?;
     if new.same_place(from) {
         stray.is_committed();
         return Ok(Moved::NotThere);
@@ -146,11 +146,62 @@ pub(super) async fn give_up(
     }
     // Once more: what a bad cable garbled is good the next time.
     match node.blocks.get(&block, location).await {
-        Err(error) if error.is_lost_copy() => {}
+        Err(error) if error.is_unreadable_copy() => {}
         _ => return Ok(false),
     }
     give_up_locked(node, block, location, why).await?;
     Ok(true)
+}
+
+/// Reads a copy, and gives it up if it is bad. Says whether it was.
+pub(super) async fn verify(
+    node: &Arc<Node>,
+    block: Hash,
+    location: &Location,
+) -> Result<bool, WorkerError> {
+    match node.blocks.get(&block, location).await {
+        Err(error) if error.is_unreadable_copy() => give_up(node, block, location, &error).await,
+        _ => Ok(false),
+    }
+}
+
+/// The blocks whose index entries name a place in one segment. Reads the whole index, a page at a time.
+pub(super) async fn entries_in_segment(
+    node: &Arc<Node>,
+    disk: DiskId,
+    segment: u32,
+) -> Result<Vec<(Hash, Location)>, WorkerError> {
+    let mut found = Vec::new();
+    let mut from = Some(Vec::new());
+    while let Some(start) = from {
+        let read = reading(node, move |node| {
+            let (mut page, mut seen, mut next) = (Vec::new(), 0, None);
+            let range = KeyRange { from: start, to: None };
+            node.engine.scan(Space::BlockIndex, &range, Direction::Forward, &mut |key, value| {
+                if seen >= INDEX_PAGE {
+                    next = Some(key.to_vec());
+                    return Step::Stop;
+                }
+                seen += 1;
+                if let (Ok(hash), Ok(location)) = (<[u8; 32]>::try_from(&key[..]), Location::decode(value))
+                    && lies_in(&location, disk, segment)
+                {
+                    page.push((Hash(hash), location));
+                }
+                Step::Next
+            })?;
+            Ok((page, next))
+        });
+        let (page, next) = read.await?;
+        found.extend(page);
+        from = next;
+    }
+    Ok(found)
+}
+
+/// Whether a location is in a segment.
+pub(super) fn lies_in(location: &Location, disk: DiskId, segment: u32) -> bool {
+    location.disk == disk && matches!(location.place, Place::Packed { segment: at, .. } if at == segment)
 }
 
 async fn give_up_locked(

@@ -239,7 +239,7 @@ impl Resync {
     async fn check(&self, node: &Arc<Node>, block: Hash, location: Location) -> Result<bool, WorkerError> {
         match node.blocks.get(&block, &location).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_lost_copy() => {
+            Err(error) if error.is_unreadable_copy() && node.blocks.is_readable(&location) => {
                 give_up(node, block, &location, &error).await?;
                 Ok(false)
             }
