@@ -57,6 +57,9 @@ pub struct Core {
     pub membership: Arc<Membership>,
 }
 
+/// How long a gateway that starts may wait for a layout before it opens the S3 port.
+const LAYOUT_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Starts what lies below the ports: transport, gossip, domain.
 pub fn start(parts: Parts) -> Core {
     let Parts { env, secure, secret, zone, mode, storage_peers, domain, rpc } = parts;
@@ -172,13 +175,22 @@ pub async fn run(config: &GatewayConfig, env: Env, stop: impl Future<Output = ()
     let tls = load_tls(config, &env, &ports.stop).await?;
     let secure = tls.is_some();
     let s3 = S3Api::new(core.gateway.clone(), core.gateway.env().clone(), s3_config(config));
-    let s3_addr = ports.open("s3", &config.s3_api.api_bind_addr, tls, Arc::new(s3)).await?;
     if let Some(addr) = &config.admin.api_bind_addr {
         let admin = Arc::new(admin(config, &env, &core, metrics.clone()));
         sample_cluster(&metrics, &admin, config)?;
         let addr = ports.open("admin", addr, None, admin).await?;
         tracing::info!(addr, "admin port is open");
     }
+    tokio::pin!(stop);
+    tokio::select! {
+        biased;
+        () = &mut stop => {
+            ports.stop.cancel();
+            return Ok(());
+        }
+        () = layout_known(&core) => {}
+    }
+    let s3_addr = ports.open("s3", &config.s3_api.api_bind_addr, tls, Arc::new(s3)).await?;
     tracing::info!(node = %identity.id(), addr = s3_addr, tls = secure, "gateway is up");
     stop.await;
     tracing::info!("stopping");
@@ -186,6 +198,15 @@ pub async fn run(config: &GatewayConfig, env: Env, stop: impl Future<Output = ()
     ports.running.close();
     ports.running.wait().await;
     Ok(())
+}
+
+/// Waits for the first layout, so that a gateway that was restarted refuses no request for want of one; not for long: a
+/// new cluster has none, and a client is to be told so.
+async fn layout_known(core: &Core) {
+    let mut epochs = core.membership.cluster().epochs();
+    if tokio::time::timeout(LAYOUT_PATIENCE, epochs.wait_for(|epoch| *epoch > 0)).await.is_err() {
+        tracing::warn!("no storage node has told of a layout yet: S3 requests are refused until one does");
+    }
 }
 
 fn s3_config(config: &GatewayConfig) -> S3Config {

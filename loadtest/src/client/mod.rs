@@ -150,6 +150,16 @@ impl S3 {
         Self { only: Some(index % self.endpoints.len()), ..self.clone() }
     }
 
+    /// A number to choose an endpoint by; the next call gives the next one.
+    pub fn take_turn(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// As [`S3::pinned`]; a client that is pinned already stays so.
+    pub fn preferring(&self, index: usize) -> Self {
+        if self.only.is_some() { self.clone() } else { self.pinned(index) }
+    }
+
     /// The same client with another time limit for a request.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }

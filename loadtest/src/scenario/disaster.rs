@@ -92,8 +92,8 @@ async fn replace(cx: &mut Context<'_>, bed: &Testbed, pairs: &[(String, String)]
     let commands: Vec<[&str; 4]> =
         pairs.iter().map(|(old, new)| ["node", "replace", old.as_str(), new.as_str()]).collect();
     let staging: Vec<&[&str]> = commands.iter().map(<[&str; 4]>::as_slice).collect();
-    bed.operator.change_layout(&staging, PATIENCE).await?;
-    bed.operator.layout_settled(cx.args.limit()).await?;
+    let applied = bed.operator.change_layout(&staging, PATIENCE).await?;
+    bed.operator.layout_settled(applied.version, cx.args.limit()).await?;
     cx.figures.seconds("replaced in", bed.env.now().saturating_sub(start));
     cx.figures.mib("moved", links.bytes_between_nodes() - sent);
     cx.figures.mib("objects at rest, one copy", bytes);

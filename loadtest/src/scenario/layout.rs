@@ -105,7 +105,7 @@ async fn change(
         let staging: Vec<&[&str]> = commands.iter().map(Vec::as_slice).collect();
         let result = async {
             let applied = operator.change_layout(&staging, PATIENCE).await?;
-            operator.layout_settled(limit).await?;
+            operator.layout_settled(applied.version, limit).await?;
             Ok::<_, anyhow::Error>((applied, env.now().saturating_sub(start)))
         };
         let result = result.await;

@@ -106,7 +106,7 @@ impl Testbed {
     /// returns how long that took.
     pub async fn converged(&self, wholly: bool, limit: Duration) -> Result<Duration> {
         let start = self.env.now();
-        self.operator.layout_settled(limit).await?;
+        self.operator.layout_settled(0, limit).await?;
         loop {
             let last = match findings(&self.operator).await {
                 Ok(found) if found.is_clean() || (!wholly && found.wrong.is_empty()) => {

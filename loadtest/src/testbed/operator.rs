@@ -138,14 +138,17 @@ impl Operator {
         Ok(Applied { version, moved_partitions })
     }
 
-    /// Waits until no change of the layout is under way or queued. Fails with what it waits for after `limit`.
-    pub async fn layout_settled(&self, limit: Duration) -> Result<()> {
+    /// Waits until no change of the layout is under way or queued, and version `least` or a later one is in force.
+    /// Fails with what it waits for after `limit`.
+    pub async fn layout_settled(&self, least: u64, limit: Duration) -> Result<()> {
         let start = self.env.now();
         for turn in 0.. {
             let history = self.through(turn).json(&["layout", "history"]).await;
             let settled = |history: &Value| {
                 let stable = history.get("phase").and_then(Value::as_str) == Some("stable");
-                stable && history.get("queued").and_then(Value::as_array).is_none_or(Vec::is_empty)
+                let version = history.get("currentVersion").and_then(Value::as_u64);
+                let arrived = version.is_some_and(|version| version >= least);
+                arrived && stable && history.get("queued").and_then(Value::as_array).is_none_or(Vec::is_empty)
             };
             if history.as_ref().is_ok_and(settled) {
                 return Ok(());

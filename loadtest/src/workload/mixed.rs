@@ -126,7 +126,7 @@ async fn list(site: &Site, keys: &Keys) {
     // Judged when the keys are at rest; here it only adds load and must not fail.
     let mut retries = Retries::of(site, "list");
     let result = loop {
-        let result = site.s3.list_page(keys.prefix(), Some("/"), None, 100).await;
+        let result = retries.client().list_page(keys.prefix(), Some("/"), None, 100).await;
         if !retries.again(&result).await {
             break result;
         }
@@ -142,7 +142,7 @@ async fn list_checked(site: &Site, keys: &Keys) {
     let mut retries = Retries::of(site, "list");
     let (start, result) = loop {
         let start = site.env.now();
-        let result = site.s3.list_all(keys.prefix()).await;
+        let result = retries.client().list_all(keys.prefix()).await;
         if !retries.again(&result).await {
             break (start, result);
         }

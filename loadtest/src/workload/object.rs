@@ -1,7 +1,7 @@
 //! Writing and reading one object with its history.
 
 use super::Site;
-use crate::client::{Content, Effect, Error, Head, Payload};
+use crate::client::{Content, Effect, Error, Head, Payload, S3};
 use crate::history::{Generation, Outcome, State};
 use std::time::Duration;
 
@@ -56,7 +56,8 @@ pub async fn observe(site: &Site, key: &str) -> Observed {
     let (start, mut state, result) = loop {
         let start = site.env.now();
         let mut state = State::Absent;
-        let read = site.s3.get(key, |head| {
+        let s3 = retries.client();
+        let read = s3.get(key, |head| {
             let (generation, content) = claimed(key, head)?;
             state = State::Present { generation, len: head.len };
             Ok(Some(content))
@@ -88,11 +89,19 @@ pub(super) struct Retries<'a> {
     site: &'a Site,
     operation: &'static str,
     left: u32,
+    /// The gateway of the next try.
+    turn: usize,
 }
 
 impl<'a> Retries<'a> {
     pub(super) fn of(site: &'a Site, operation: &'static str) -> Self {
-        Self { site, operation, left: site.read_retries }
+        Self { site, operation, left: site.read_retries, turn: site.s3.take_turn() }
+    }
+
+    /// The client for the next try: each goes to another gateway.
+    pub(super) fn client(&mut self) -> S3 {
+        self.turn += 1;
+        self.site.s3.preferring(self.turn)
     }
 
     /// Counts a broken connection and pauses, if another try is allowed.
@@ -114,7 +123,7 @@ pub(super) async fn observe_head(site: &Site, key: &str) {
     let mut retries = Retries::of(site, "head");
     let (start, result) = loop {
         let start = site.env.now();
-        let result = site.s3.head(key).await;
+        let result = retries.client().head(key).await;
         if !retries.again(&result).await {
             break (start, result);
         }
