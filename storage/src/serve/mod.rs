@@ -7,6 +7,7 @@
 pub mod block;
 mod collect;
 mod membership;
+mod operate;
 mod sync;
 mod table;
 
@@ -40,6 +41,10 @@ use hayloft_proto::message::membership::{
 use hayloft_proto::message::sync::{AreQueued, HaveBlocks, ReadLeaves, ReadTotals, SyncRows};
 use hayloft_proto::message::sync::{CollectTombstones, HoldTombstones, ReadHeads, ReadRenewals, WorkDone};
 use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
+use hayloft_proto::message::operate::{
+    LaunchRepair, ListBlockErrors, ListWorkers, ReadBlockInfo, ReadFindings, ReadVariables, RetryBlocks,
+    SetVariable, TakeSnapshot,
+};
 use hayloft_proto::message::{self, Head, Message};
 use hayloft_proto::server::{Handler, Incoming};
 use hayloft_proto::trace;
@@ -200,6 +205,15 @@ impl Node {
             ReadHeads::METHOD => self.read_heads(self.read(&call)?).await,
             ReadRenewals::METHOD => self.read_renewals(self.read(&call)?).await,
             AreQueued::METHOD => reply(&self.are_queued(&self.read(&call)?).await?),
+            ListWorkers::METHOD => self.list_workers(self.read(&call)?),
+            ReadVariables::METHOD => self.variables(self.read(&call)?).await,
+            SetVariable::METHOD => self.set_variable(self.read(&call)?).await,
+            LaunchRepair::METHOD => self.launch_repair(self.read(&call)?).await,
+            ListBlockErrors::METHOD => self.list_block_errors(self.read(&call)?).await,
+            ReadBlockInfo::METHOD => self.block_info(self.read(&call)?).await,
+            RetryBlocks::METHOD => self.retry_blocks(self.read(&call)?).await,
+            TakeSnapshot::METHOD => self.take_snapshot(self.read(&call)?).await,
+            ReadFindings::METHOD => self.findings(self.read(&call)?),
             Exchange::METHOD => self.exchange(self.read(&call)?),
             StageChanges::METHOD => self.stage_changes(self.read(&call)?).await,
             PrepareLayout::METHOD => self.prepare_layout(self.read(&call)?).await,
@@ -292,6 +306,15 @@ fn name_of(method: u16) -> &'static str {
         ReadHeads,
         ReadRenewals,
         AreQueued,
+        ListWorkers,
+        ReadVariables,
+        SetVariable,
+        LaunchRepair,
+        ListBlockErrors,
+        ReadBlockInfo,
+        RetryBlocks,
+        TakeSnapshot,
+        ReadFindings,
         Exchange,
         StageChanges,
         PrepareLayout,

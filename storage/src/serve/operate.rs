@@ -145,7 +145,7 @@ impl Node {
         match repair {
             Repair::Tables => w::table_sync::compare_now(self),
             Repair::Blocks => w::block_scan::start(self).await?,
-            Repair::Refs => w::check_refs::look_at_all(self).await?,
+            Repair::Refs => w::reference_scan::start(self),
             Repair::Counters => w::recount::start(self),
             Repair::Rebalance => w::rebalance::start(self).await?,
             Repair::Compact => w::compact::start(self).await?,
