@@ -11,7 +11,7 @@ const SECONDS: u64 = 5;
 const BROKEN: std::ops::Range<u64> = 0..40;
 
 fn options(seed: u64) -> Options {
-    Options { seed, seconds: SECONDS, ..Options::default() }
+    Options { seed, seconds: Some(SECONDS), ..Options::default() }
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn seeds_that_once_failed_pass() {
         let mut words = line.split_whitespace();
         let mut number = || words.next().and_then(|word| word.parse().ok()).expect("seed and seconds");
         let (seed, seconds) = (number(), number());
-        let report = simulate(&Options { seed, seconds, ..Options::default() });
+        let report = simulate(&Options { seed, seconds: Some(seconds), ..Options::default() });
         assert!(report.passed(), "seed {seed} fails again ({line}):\n{}", report.explain(3));
     }
 }

@@ -1,15 +1,26 @@
 //! Judging histories: pure functions from what happened to what is wrong with it.
 //!
 //! The rules are read-after-write for single keys (`register`), no going back between reads ([`monotonic`]),
-//! and listings ([`listing`]). A checker never guesses: whatever a correct store could have done is allowed.
+//! and listings ([`listing`]); of a cluster at rest ([`ClusterView`]) that replicas are equal ([`replicas`]), that every
+//! block that is needed is where it should be ([`copies`]) and that nothing else is left ([`leaks`]). A checker never guesses: whatever a correct store could have done is allowed.
 
+mod cluster;
+mod copies;
+mod leaks;
 mod listing;
 mod monotonic;
 mod register;
+mod replicas;
+#[cfg(test)]
+mod testing;
 
+pub use cluster::{ClusterView, NodeView, RowName, RowState};
+pub use copies::copies;
+pub use leaks::leaks;
 pub use listing::{ListedSize, listing};
 pub use monotonic::monotonic;
 pub use register::{allowed, forget, reads, states_at};
+pub use replicas::replicas;
 
 use crate::history::{Read, State};
 use std::fmt;

@@ -5,6 +5,7 @@
 //! task of its gateway: it dies with it, and then its outcome is unknown.
 
 use super::knobs::rng;
+use super::liveness;
 use super::world::{Front, World};
 use crate::check::{self, Fault, Violation};
 use crate::client::Content;
@@ -63,6 +64,12 @@ struct Named {
 impl Named {
     fn fresh(key: &str, generation: Generation, len: u64) -> Self {
         Self { generation, origin: (key.to_owned(), generation), len }
+    }
+
+    /// One of a few contents that other objects have too, so that they share blocks.
+    fn alike(generation: Generation, choice: u64, block_size: u64) -> Self {
+        let len = [block_size, 2 * block_size, 3 * block_size + 100][choice as usize % 3];
+        Self { generation, origin: ("alike".into(), choice % 3), len }
     }
 
     fn state(&self) -> State {
@@ -135,9 +142,10 @@ impl Site {
         self.violations.lock().push(Violation { key: key.to_owned(), what: Fault::Content(what) });
     }
 
-    /// Runs a request as a task of its gateway.
+    /// Runs a request, which moves that many bytes, as a task of its gateway.
     async fn request<T: Send + 'static>(
         &self,
+        (operation, bytes): (&str, u64),
         gateway: usize,
         work: impl FnOnce(Front) -> BoxFuture<'static, Result<T, DomainError>>,
     ) -> Result<T, Failure> {
@@ -145,20 +153,27 @@ impl Site {
             tokio::time::sleep(Duration::from_millis(20)).await;
             return Err(Failure::Down);
         };
+        let start = self.now();
         let (done, result) = tokio::sync::oneshot::channel();
         let work = work(front.clone());
         let task = front.env.spawn("request", async move {
             // A client that gave up needs no answer.
             let _ = done.send(work.await);
         });
-        match tokio::time::timeout(PATIENCE, result).await {
+        let result = match tokio::time::timeout(PATIENCE, result).await {
             Ok(Ok(result)) => result.map_err(Failure::Domain),
             Ok(Err(_)) => Err(Failure::Lost),
             Err(_) => {
                 task.abort();
                 Err(Failure::Lost)
             }
-        }
+        };
+        let error = match &result {
+            Err(Failure::Domain(error)) => Some(error),
+            _ => None,
+        };
+        liveness::judge(&self.world, gateway, operation, bytes, self.now() - start, error);
+        result
     }
 
     fn count<T>(&self, operation: &str, result: &Result<T, Failure>) {
@@ -210,8 +225,20 @@ impl Site {
 
     pub(super) async fn put(&self, who: &str, gateway: usize, key: &str, len: u64, cut: u64) -> bool {
         let named = Named::fresh(key, self.history.generation(), len);
+        self.put_named(who, gateway, key, named, cut).await
+    }
+
+    /// Puts a content that other keys have too.
+    pub(super) async fn put_alike(&self, who: &str, gateway: usize, key: &str, choice: u64) -> bool {
+        let named =
+            Named::alike(self.history.generation(), choice, self.world.knobs.domain.block_size as u64);
+        self.put_named(who, gateway, key, named, 0).await
+    }
+
+    async fn put_named(&self, who: &str, gateway: usize, key: &str, named: Named, cut: u64) -> bool {
+        let len = named.len;
         let (state, name) = (named.state(), key.to_owned());
-        let result = self.request(gateway, move |front| {
+        let result = self.request(("put", len), gateway, move |front| {
             Box::pin(async move {
                 let bucket = front.gateway.resolve(BUCKET).await?;
                 let checks =
@@ -224,9 +251,9 @@ impl Site {
         self.write(who, key, state, "put", result).await
     }
 
-    async fn delete(&self, who: &str, gateway: usize, key: &str, many: bool) -> bool {
+    pub(super) async fn delete(&self, who: &str, gateway: usize, key: &str, many: bool) -> bool {
         let name = key.to_owned();
-        let result = self.request(gateway, move |front| {
+        let result = self.request(("delete", 0), gateway, move |front| {
             Box::pin(async move {
                 let bucket = front.gateway.resolve(BUCKET).await?;
                 if many {
@@ -240,9 +267,9 @@ impl Site {
     }
 
     /// True also if there is nothing to copy.
-    async fn copy(&self, who: &str, gateway: usize, from: &str, to: &str) -> bool {
+    pub(super) async fn copy(&self, who: &str, gateway: usize, from: &str, to: &str) -> bool {
         let source = from.to_owned();
-        let opened = self.request(gateway, move |front| {
+        let opened = self.request(("head", 0), gateway, move |front| {
             Box::pin(async move {
                 let bucket = front.gateway.resolve(BUCKET).await?;
                 front.gateway.head(&bucket, &source, None).await
@@ -260,7 +287,7 @@ impl Site {
         };
         let named = Named { generation: self.history.generation(), ..source };
         let (state, name, headers) = (named.state(), to.to_owned(), named.headers());
-        let result = self.request(gateway, move |front| {
+        let result = self.request(("copy", named.len), gateway, move |front| {
             Box::pin(async move {
                 let bucket = front.gateway.resolve(BUCKET).await?;
                 let copy = CopyObject { bucket, key: name, headers: Some(headers), checksum: None };
@@ -271,22 +298,11 @@ impl Site {
     }
 
     /// A multipart upload; its parts go through several gateways. A complete without an answer is tried again.
-    async fn multipart(&self, who: &str, random: &mut StdRng, key: &str, len: u64) -> bool {
+    pub(super) async fn multipart(&self, who: &str, random: &mut StdRng, key: &str, len: u64) -> bool {
         let gateways = self.world.knobs.gateways.len();
         let named = Named::fresh(key, self.history.generation(), len);
-        let (name, headers) = (key.to_owned(), named.headers());
-        let created = self.request(random.random_range(0..gateways), move |front| {
-            Box::pin(async move {
-                let bucket = front.gateway.resolve(BUCKET).await?;
-                let target =
-                    CreateUpload { bucket: bucket.clone(), key: name.clone(), headers, checksum: None };
-                let upload = front.gateway.create_upload(target).await?;
-                Ok(UploadRef { bucket, key: name, upload })
-            })
-        });
-        let created = created.await;
-        self.count("create upload", &created);
-        let Ok(target) = created else { return false };
+        let first = random.random_range(0..gateways);
+        let Some(target) = self.create_upload(first, key, named.headers()).await else { return false };
         let mut parts = Vec::new();
         let mut offset = 0;
         while offset < len || parts.is_empty() {
@@ -315,7 +331,7 @@ impl Site {
                 checksum: None,
                 size: Some(len),
             };
-            let result = self.request(random.random_range(0..gateways), move |front| {
+            let result = self.request(("complete", len), random.random_range(0..gateways), move |front| {
                 Box::pin(async move { front.gateway.complete_upload(complete).await.map(drop) })
             });
             if self.write(who, key, named.state(), "complete", result).await {
@@ -323,6 +339,41 @@ impl Site {
             }
         }
         false
+    }
+
+    /// An upload with a part that is never completed: aborted, or left alone.
+    pub(super) async fn abandon(&self, who: &str, random: &mut StdRng, gateway: usize, key: &str, len: u64) {
+        let named = Named::fresh("abandoned", self.history.generation(), len);
+        let Some(target) = self.create_upload(gateway, key, named.headers()).await else { return };
+        self.part(gateway, &target, 1, &named, 0..len).await;
+        self.world.log.event(who, format!("upload [{key}] #{} is abandoned", named.generation));
+        if random.random_bool(0.5) {
+            let aborted = self.request(("abort", 0), gateway, move |front| {
+                Box::pin(async move { front.gateway.abort_upload(&target).await })
+            });
+            self.count("abort", &aborted.await);
+        }
+    }
+
+    async fn create_upload(
+        &self,
+        gateway: usize,
+        key: &str,
+        headers: Vec<(String, String)>,
+    ) -> Option<UploadRef> {
+        let name = key.to_owned();
+        let created = self.request(("create upload", 0), gateway, move |front| {
+            Box::pin(async move {
+                let bucket = front.gateway.resolve(BUCKET).await?;
+                let target =
+                    CreateUpload { bucket: bucket.clone(), key: name.clone(), headers, checksum: None };
+                let upload = front.gateway.create_upload(target).await?;
+                Ok(UploadRef { bucket, key: name, upload })
+            })
+        });
+        let created = created.await;
+        self.count("create upload", &created);
+        created.ok()
     }
 
     /// Every kind of write once through a gateway, on keys of their own. What failed.
@@ -351,7 +402,7 @@ impl Site {
         range: Range<u64>,
     ) -> Option<NamedPart> {
         let (target, named) = (target.clone(), named.clone());
-        let result = self.request(gateway, move |front| {
+        let result = self.request(("put part", range.end - range.start), gateway, move |front| {
             Box::pin(async move {
                 let body = body(&named, range, 3);
                 front.gateway.put_part(target, number, BodyChecks::default(), body).await
@@ -373,7 +424,7 @@ impl Site {
     ) -> Result<State, Failure> {
         let start = self.now();
         let name = key.to_owned();
-        let opened = self.request(gateway, move |front| {
+        let opened = self.request(("get", 0), gateway, move |front| {
             Box::pin(async move {
                 let bucket = front.gateway.resolve(BUCKET).await?;
                 let first = part.map_or(Some(0), |_| None);
@@ -399,7 +450,7 @@ impl Site {
         };
         self.seen(who, key, named.state(), start, end);
         let from = part.map_or(0, |part| (named.len as f64 * part) as u64);
-        let read = self.request(gateway, {
+        let read = self.request(("get's body", named.len), gateway, {
             let named = named.clone();
             move |_| Box::pin(async move { read(object, &named, from).await })
         });
@@ -428,7 +479,7 @@ impl Site {
     /// Lists all keys in pages of `page`, and judges the result.
     pub(super) async fn list(&self, who: &str, gateway: usize, page: usize) -> Result<(), Failure> {
         let start = self.now();
-        let result = self.request(gateway, move |front| Box::pin(list(front, page, None))).await;
+        let result = self.request(("list", 0), gateway, move |front| Box::pin(list(front, page, None))).await;
         self.count("list", &result);
         let listed = result.inspect_err(|failure| {
             self.world.log.event(who, format!("list failed: {failure}"));
@@ -446,7 +497,7 @@ impl Site {
     /// Lists with the delimiter `/`: a prefix is there if and only if a key below it is.
     pub(super) async fn list_rolled_up(&self, who: &str, gateway: usize) -> Result<(), Failure> {
         let start = self.now();
-        let result = self.request(gateway, |front| Box::pin(list(front, 2, Some("/".into())))).await;
+        let result = self.request(("list rolled up", 0), gateway, |front| Box::pin(list(front, 2, Some("/".into())))).await;
         self.count("list rolled up", &result);
         let listed = result.inspect_err(|failure| {
             self.world.log.event(who, format!("list rolled up failed: {failure}"));
@@ -526,61 +577,6 @@ async fn list(
         match answer.next {
             Some(token) => start = ListStart::Token(token),
             None => return Ok(listed),
-        }
-    }
-}
-
-fn size(site: &Site, random: &mut StdRng) -> u64 {
-    let (block, inline) =
-        (site.world.knobs.domain.block_size as u64, site.world.knobs.domain.inline_max as u64);
-    match random.random_range(0..20) {
-        0 => 0,
-        1 => inline,
-        2 => inline + 1,
-        3 => block,
-        4 => 2 * block + 1,
-        5..12 => random.random_range(0..=inline.max(100)),
-        12..19 => random.random_range(0..5 * block),
-        // More blocks than a row lists.
-        _ if block <= 4 << 10 => random.random_range(64 * block..80 * block),
-        _ => random.random_range(0..8 * block),
-    }
-}
-
-/// One client: operations until `until`.
-pub(super) async fn run(site: Site, client: usize, until: Duration) {
-    let who = format!("c{client}");
-    let mut random = rng(site.world.seed(), &who);
-    let keys = site.keys();
-    let gateways = site.world.knobs.gateways.len();
-    let think = site.world.knobs.think.as_micros() as u64;
-    while site.now() < until {
-        tokio::time::sleep(Duration::from_micros(random.random_range(0..=think))).await;
-        let random = &mut random;
-        let key = keys[random.random_range(0..keys.len())].clone();
-        // Mostly one's own gateway, sometimes another.
-        let gateway =
-            if random.random_bool(0.7) { client % gateways } else { random.random_range(0..gateways) };
-        let len = size(&site, random);
-        match random.random_range(0..100) {
-            0..30 => {
-                let cut = if random.random_bool(0.1) { 500 } else { random.random_range(0..8) };
-                site.put(&who, gateway, &key, len, cut).await;
-            }
-            30..40 => drop(site.delete(&who, gateway, &key, random.random_bool(0.3)).await),
-            40..48 => {
-                let from = keys[random.random_range(0..keys.len())].clone();
-                site.copy(&who, gateway, &from, &key).await;
-            }
-            48..53 => {
-                let large = site.world.knobs.large_parts && random.random_bool(0.3);
-                let len = if large { MIN_PART_SIZE + len } else { len };
-                site.multipart(&who, random, &key, len).await;
-            }
-            53..58 => drop(site.list(&who, gateway, random.random_range(1..=10)).await),
-            58..60 => drop(site.list_rolled_up(&who, gateway).await),
-            60..65 => drop(site.get(&who, gateway, &key, Some(random.random_range(0.0..1.0))).await),
-            _ => drop(site.get(&who, gateway, &key, None).await),
         }
     }
 }

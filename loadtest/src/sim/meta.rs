@@ -35,7 +35,9 @@ pub(super) fn in_two_processes(program: &Path, options: &Options) -> anyhow::Res
     let run = || -> anyhow::Result<String> {
         let mut command = Command::new(program);
         command.arg("sim").arg("--print-log").args(["--seed", &options.seed.to_string()]);
-        command.args(["--seconds", &options.seconds.to_string()]);
+        if let Some(seconds) = options.seconds {
+            command.args(["--seconds", &seconds.to_string()]);
+        }
         if let Some(nodes) = options.nodes {
             command.args(["--nodes", &nodes.to_string()]);
         }

@@ -5,23 +5,30 @@
 //! crashed; bytes are right; listings are the set of objects; nodes start again after every crash; and once all is
 //! healed the cluster answers. Requests enter at the gateways' domain layer: HTTP and signatures are not simulated.
 //!
-//! Imports go downwards only: `net seams secure log knobs` ← `world` ← `faults clients` ← this ← `meta` ← `command`.
+//! Imports go downwards only: `net seams secure log knobs` ← `world` ← `faults liveness inspect` ← `clients operator` ←
+//! `workload settle` ← this ← `meta` ← `command`.
 
 mod clients;
 mod command;
 mod faults;
+mod inspect;
 mod knobs;
+mod liveness;
 mod log;
 mod meta;
 mod net;
+mod operator;
 mod seams;
 mod secure;
+mod settle;
+mod workload;
 mod world;
 
 pub use command::{MetaArgs, SimArgs, run, run_meta};
 
 use crate::check::{self, Violation};
 use clients::{BUCKET, Site};
+use faults::ledger::Ledger;
 use hayloft_gateway::domain::NewBucket;
 use knobs::Knobs;
 use log::{FAULT, Log};
@@ -37,6 +44,9 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// Once healed, every request must succeed within this.
 const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 
+/// Faults of a run that are shown.
+const FAULTS_SHOWN: usize = 20;
+
 /// A deliberately broken variant, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bug {
@@ -44,6 +54,17 @@ pub enum Bug {
     NoFsync,
     /// Gateways take one answer for a quorum.
     Dangerous,
+    /// Storage nodes release blocks at once, without asking whether they are referred to.
+    EarlyBlockDeletion,
+    /// Storage nodes take requests of any layout epoch.
+    DroppedEpochCheck,
+}
+
+impl Bug {
+    /// The name on the command line.
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 /// What to run.
@@ -52,8 +73,8 @@ pub struct Options {
     pub seed: u64,
     /// Storage nodes; drawn from the seed if not given.
     pub nodes: Option<usize>,
-    /// How long clients work and faults come, in virtual time.
-    pub seconds: u64,
+    /// How long clients work and faults come, in virtual time; drawn from the seed if not given.
+    pub seconds: Option<u64>,
     pub bug: Option<Bug>,
     /// Show events as they come, on standard error.
     pub echo: bool,
@@ -61,7 +82,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, nodes: None, seconds: 20, bug: None, echo: false }
+        Self { seed: 0, nodes: None, seconds: None, bug: None, echo: false }
     }
 }
 
@@ -90,7 +111,11 @@ impl Report {
 
     /// What went wrong, with the history of each key concerned (at most `keys` of them).
     pub fn explain(&self, keys: usize) -> String {
-        let mut lines: Vec<String> = self.faults.iter().map(|fault| format!("  {fault}\n")).collect();
+        let mut lines: Vec<String> =
+            self.faults.iter().take(FAULTS_SHOWN).map(|fault| format!("  {fault}\n")).collect();
+        if self.faults.len() > FAULTS_SHOWN {
+            lines.push(format!("  and {} more\n", self.faults.len() - FAULTS_SHOWN));
+        }
         let mut by_key: BTreeMap<&str, Vec<&Violation>> = BTreeMap::new();
         for violation in &self.violations {
             by_key.entry(&violation.key).or_default().push(violation);
@@ -126,7 +151,7 @@ async fn whole(options: &Options) -> Report {
     let world = World::new(options, knobs, log.clone());
     let site = Site::new(world.clone());
     match set_up(&world).await {
-        Ok(()) => rounds(&site, options).await,
+        Ok(()) => rounds(&site).await,
         Err(error) => world.fault(format!("set-up failed: {error:#}")),
     }
     let (writes, bytes, digest) = world.network.digest();
@@ -140,39 +165,55 @@ async fn whole(options: &Options) -> Report {
     Report { log: log.text(), violations, faults: world.faults(), counts, took: log.now() }
 }
 
-/// Starts everything, applies a layout and makes the bucket, without faults.
+/// Starts everything, applies a layout, makes the bucket, and lets every gateway see it: without faults.
 async fn set_up(world: &World) -> anyhow::Result<()> {
     for host in world.hosts() {
         world.start(host);
     }
     world.apply_layout().await?;
     let mut tries = 0;
-    loop {
-        let front = world.front(0).ok_or_else(|| anyhow::anyhow!("the first gateway is down"))?;
-        let new = NewBucket { global_alias: Some(BUCKET.into()), ..NewBucket::default() };
-        match front.gateway.create_bucket(new).await {
-            Ok(_) => return Ok(()),
-            Err(error) if tries < 20 => world.log.event("t", format!("no bucket yet: {error}")),
-            Err(error) => return Err(error.into()),
+    for gateway in 0..world.knobs.gateways.len() {
+        loop {
+            let front = world.front(gateway).ok_or_else(|| anyhow::anyhow!("a gateway is down"))?;
+            let new = NewBucket { global_alias: Some(BUCKET.into()), ..NewBucket::default() };
+            let done = match gateway {
+                0 => front.gateway.create_bucket(new).await.map(drop),
+                _ => front.gateway.resolve(BUCKET).await.map(drop),
+            };
+            match done {
+                Ok(()) => break,
+                Err(error) if tries < 40 => world.log.event("t", format!("no bucket yet: {error}")),
+                Err(error) => return Err(error.into()),
+            }
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        tries += 1;
-        tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    Ok(())
 }
 
-/// Clients and faults, then peace, then everything is read.
-async fn rounds(site: &Site, options: &Options) {
+/// Clients and faults, then peace, then everything is read; maybe more than once.
+async fn rounds(site: &Site) {
     let world = &site.world;
-    let until = world.log.now() + Duration::from_secs(options.seconds);
-    world.tester.spawn("faults", faults::inject(world.clone(), options.seed, until));
+    // Three copies, of which two make a quorum.
+    let ledger = Ledger::new(1);
     world.tester.spawn("network digest", digests(world.clone()));
-    let clients = (0..world.knobs.clients).map(|client| clients::run(site.clone(), client, until));
-    crate::workload::together(&world.tester, "client", clients).await;
-    tokio::time::sleep((until + FAULTS_END).saturating_sub(world.log.now())).await;
-    faults::heal(world);
-    tokio::time::sleep(SETTLE).await;
-    answers(site).await;
-    at_rest(site).await;
+    for _ in 0..world.knobs.rounds {
+        let until = world.log.now() + Duration::from_secs(world.knobs.seconds);
+        world.tester.spawn("faults", faults::inject(world.clone(), ledger.clone(), until));
+        world.tester.spawn("operator", operator::run(world.clone(), ledger.clone(), until));
+        let clients = (0..world.knobs.clients).map(|client| workload::run(site.clone(), client, until));
+        crate::workload::together(&world.tester, "client", clients).await;
+        tokio::time::sleep((until + FAULTS_END).saturating_sub(world.log.now())).await;
+        faults::heal(world);
+        tokio::time::sleep(SETTLE).await;
+        answers(site).await;
+        settle::settle(world, &ledger).await;
+        at_rest(site).await;
+        if !world.faults().is_empty() {
+            return;
+        }
+    }
 }
 
 /// A line each second, so that two runs that differ show where they began to.

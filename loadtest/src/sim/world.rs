@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hayloft_common::config::Peer;
-use hayloft_common::env::Env;
+use hayloft_common::env::{Clock as _, Env};
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::{
     ActiveLayout, ConsistencyMode, Parameters, Role as LayoutRole, StagedChanges, ZoneRedundancy,
@@ -31,8 +31,7 @@ use hayloft_proto::server::{Handler, Incoming};
 use hayloft_storage::blocks::{BlockConfig, DiskConfig};
 use hayloft_storage::daemon::{self, Parts, Running};
 use hayloft_storage::meta::Engine;
-use hayloft_storage::serve::Sabotage;
-use hayloft_storage::workers::Settings;
+use hayloft_storage::serve::{Node, Sabotage};
 use hayloft_storage::{commit, disk, meta};
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -53,12 +52,20 @@ struct Host {
     /// Starts so far.
     starts: u64,
     up: bool,
+    /// It will never start again.
+    gone: bool,
 }
 
 /// A storage node's disks, and what runs on them.
 struct Storage {
     metadata: meta::memory::MemoryDisk,
+    /// Only says how much room there is for metadata.
+    metadata_room: disk::MemoryDisk,
     disks: Vec<disk::MemoryDisk>,
+    /// Disks so far: each has a path of its own.
+    disks_made: usize,
+    /// Something failed that only a restart mends.
+    restart: bool,
     running: Arc<Mutex<Option<Running>>>,
 }
 
@@ -101,6 +108,11 @@ impl Handler for Gone {
     }
 }
 
+/// A node's role in the layout.
+pub(super) fn role(zone: usize, capacity: u64) -> LayoutRole {
+    LayoutRole { zone: format!("z{zone}"), capacity, tags: Vec::new() }
+}
+
 fn address(host: HostId) -> String {
     format!("host{host}:{PORT}")
 }
@@ -122,6 +134,7 @@ impl World {
                 tasks: SimTasks::new(0),
                 starts: 0,
                 up: false,
+                gone: false,
             })
             .collect();
         for (a, one) in hosts.iter().enumerate() {
@@ -133,7 +146,10 @@ impl World {
         let storage = (0..knobs.storage.len())
             .map(|_| Storage {
                 metadata: meta::memory::MemoryDisk::new(),
+                metadata_room: disk::MemoryDisk::new("metadata"),
                 disks: (0..knobs.disks).map(|n| disk::MemoryDisk::new(format!("disk{n}"))).collect(),
+                disks_made: knobs.disks,
+                restart: false,
                 running: Arc::default(),
             })
             .collect();
@@ -171,6 +187,15 @@ impl World {
         self.state.lock().hosts[host].zone
     }
 
+    pub(super) fn id(&self, host: HostId) -> NodeId {
+        self.state.lock().hosts[host].id
+    }
+
+    /// The number of the zone with this label.
+    pub(super) fn zone_of(&self, label: &str) -> usize {
+        label[1..].parse().unwrap_or_default()
+    }
+
     pub(super) fn is_up(&self, host: HostId) -> bool {
         self.state.lock().hosts[host].up
     }
@@ -178,6 +203,13 @@ impl World {
     /// The gateway by its number among gateways, if it is up.
     pub(super) fn front(&self, gateway: usize) -> Option<Front> {
         self.state.lock().gateways[gateway].clone()
+    }
+
+    /// A storage node, if it runs.
+    pub(super) fn node(&self, host: HostId) -> Option<Arc<Node>> {
+        let running = self.state.lock().storage.get(host)?.running.clone();
+        let node = running.lock().as_ref().map(|running| running.node.clone());
+        node
     }
 
     /// Notes that something went wrong that concerns no single key.
@@ -196,17 +228,78 @@ impl World {
         self.state.lock().hosts[host].clock.set_offset(offset);
     }
 
-    /// Makes a host's blocking work slow.
-    pub(super) fn set_slowness(&self, host: HostId, times: u32) {
-        self.state.lock().hosts[host].tasks.set_slowness(times);
+    /// The wall clock that is farthest behind among the storage nodes', in microseconds.
+    pub(super) fn earliest_clock(&self) -> u64 {
+        let state = self.state.lock();
+        let storage = state.hosts.iter().take(self.knobs.storage.len());
+        storage.map(|host| host.clock.wall_micros()).min().unwrap_or_default()
     }
 
-    /// Lets a node's disk fail after some operations, as when the machine stops in the middle of them.
-    pub(super) fn crash_disk_after(&self, host: HostId, disk: usize, operations: u64) {
+    /// Makes a share of a host's blocking work slow.
+    pub(super) fn set_slowness(&self, host: HostId, times: u32, share: f64) {
+        self.state.lock().hosts[host].tasks.set_slowness(times, share);
+    }
+
+    /// Lets a host stand still, or go on.
+    pub(super) fn pause(&self, host: HostId, paused: bool) {
+        let tasks = self.state.lock().hosts[host].tasks.clone();
+        tasks.pause(paused);
+    }
+
+    /// Hosts that faults may strike.
+    pub(super) fn victims(&self, storage: bool, gateways: bool) -> Vec<HostId> {
+        let first = self.knobs.storage.len();
+        let wanted = |host: &HostId| if *host < first { storage } else { gateways };
+        self.hosts().filter(wanted).filter(|host| self.knobs.may_fail(*host)).collect()
+    }
+
+    /// A data disk of a storage node.
+    pub(super) fn disk(&self, host: HostId, disk: usize) -> disk::MemoryDisk {
+        self.state.lock().storage[host].disks[disk].clone()
+    }
+
+    /// What is below a storage node's metadata engine.
+    pub(super) fn metadata(&self, host: HostId) -> meta::memory::MemoryDisk {
+        self.state.lock().storage[host].metadata.clone()
+    }
+
+    /// Puts an empty disk in the place of one; the node must be down.
+    pub(super) fn new_disk(&self, host: HostId, disk: usize) {
+        let mut state = self.state.lock();
+        let storage = &mut state.storage[host];
+        storage.disks[disk] = disk::MemoryDisk::new(format!("disk{}", storage.disks_made));
+        storage.disks_made += 1;
+    }
+
+    /// Leaves no room for metadata: so that the node sees it coming, or not.
+    pub(super) fn fill_metadata(&self, host: HostId, seen: bool) {
         let state = self.state.lock();
-        if let Some(storage) = state.storage.get(host) {
-            storage.disks[disk % storage.disks.len()].crash_after(operations);
+        if seen {
+            state.storage[host].metadata_room.set_capacity(1 << 20);
+        } else {
+            state.storage[host].metadata.set_full(true);
         }
+    }
+
+    /// All disks of a host have room.
+    pub(super) fn make_room(&self, host: HostId) {
+        let state = self.state.lock();
+        let Some(storage) = state.storage.get(host) else { return };
+        storage.disks.iter().chain([&storage.metadata_room]).for_each(|disk| disk.set_capacity(1 << 40));
+        storage.metadata.set_full(false);
+    }
+
+    /// Something of a node has failed that only a restart mends.
+    pub(super) fn note_restart(&self, host: HostId) {
+        self.state.lock().storage[host].restart = true;
+    }
+
+    /// Whether a node has to be started again before all of it works.
+    pub(super) fn needs_restart(&self, host: HostId) -> bool {
+        let state = self.state.lock();
+        let storage = &state.storage[host];
+        let running = storage.running.lock();
+        storage.restart || running.as_ref().is_some_and(|running| running.node.engine.is_poisoned())
     }
 
     fn new_env(&self, host: HostId) -> Env {
@@ -224,9 +317,19 @@ impl World {
         }
     }
 
+    /// Whether a host will never start again.
+    pub(super) fn is_gone(&self, host: HostId) -> bool {
+        self.state.lock().hosts[host].gone
+    }
+
+    /// A host that is down stays so for good.
+    pub(super) fn set_gone(&self, host: HostId) {
+        self.state.lock().hosts[host].gone = true;
+    }
+
     /// Starts a host that is down.
     pub(super) fn start(&self, host: HostId) {
-        if self.is_up(host) {
+        if self.is_up(host) || self.is_gone(host) {
             return;
         }
         self.network.revive(host);
@@ -252,13 +355,15 @@ impl World {
 
     fn start_storage(&self, host: HostId, env: Env) -> anyhow::Result<()> {
         let fsync = self.bug != Some(Bug::NoFsync);
-        let (engine, disks, running) = {
-            let state = self.state.lock();
-            let storage = &state.storage[host];
+        let (engine, disks, room, running) = {
+            let mut state = self.state.lock();
+            let storage = &mut state.storage[host];
+            storage.restart = false;
             let engine: Arc<dyn Engine> =
                 Arc::new(storage.metadata.open().context("the metadata engine does not open")?);
             let disk = |disk: &disk::MemoryDisk| DiskConfig::disk(Arc::new(disk.clone()));
-            (engine, storage.disks.iter().map(disk).collect(), storage.running.clone())
+            let room = storage.metadata_room.clone();
+            (engine, storage.disks.iter().map(disk).collect(), room, storage.running.clone())
         };
         let parts = Parts {
             secure: self.secure(host, &env),
@@ -266,16 +371,20 @@ impl World {
             secret: RpcSecret::new(SECRET),
             engine,
             disks,
-            metadata_disk: None,
+            metadata_disk: Some(Arc::new(room)),
             blocks: BlockConfig { data_fsync: fsync, ..self.knobs.blocks.clone() },
-            commit: commit::Config { fsync, ..commit::Config::default() },
+            commit: commit::Config { fsync, ..self.knobs.commit.clone() },
             rpc: self.knobs.rpc.clone(),
             rpc_bind_addr: address(host),
             rpc_public_addr: None,
             bootstrap: self.peers(host),
             hostname: self.name(host),
-            settings: Settings::default(),
-            sabotage: Sabotage::default(),
+            settings: self.knobs.workers.clone(),
+            snapshots: None,
+            sabotage: Sabotage {
+                skip_epoch_check: self.bug == Some(Bug::DroppedEpochCheck),
+                release_early: self.bug == Some(Bug::EarlyBlockDeletion),
+            },
         };
         let this = self.clone();
         env.spawn("start", async move {
@@ -347,15 +456,13 @@ impl World {
         }
     }
 
-    /// Gives every storage node a role and puts the layout in force, through the first gateway.
+    /// Gives every storage node that is to have one a role and puts the layout in force, through the first gateway.
     pub(super) async fn apply_layout(&self) -> anyhow::Result<()> {
         let front = self.front(0).context("the first gateway is down")?;
         let roles: Vec<(NodeId, LayoutRole)> = {
             let state = self.state.lock();
-            let storage = state.hosts.iter().take(self.knobs.storage.len());
-            let role =
-                |zone: usize| LayoutRole { zone: format!("z{zone}"), capacity: 1 << 40, tags: Vec::new() };
-            storage.map(|host| (host.id, role(host.zone))).collect()
+            let storage = state.hosts.iter().take(self.knobs.roles);
+            storage.map(|host| (host.id, role(host.zone, 1 << 40))).collect()
         };
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -370,7 +477,7 @@ impl World {
             }
             match front.layout.apply(1).await {
                 Ok(applied) => {
-                    let epoch = applied.layout.epoch;
+                    let epoch = applied.active.epoch;
                     self.log.event("t", format!("layout 1 is in force, epoch {epoch}"));
                     return Ok(());
                 }
