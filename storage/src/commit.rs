@@ -21,6 +21,7 @@
 
 use crate::meta::{Batch, Engine, MetaError, Space};
 use crate::tables::queue::{self, Entry, Work};
+use crate::tables::recount::Correction;
 use crate::tables::{Overlay, Tables, TablesError};
 use bytes::Bytes;
 use hayloft_common::codec;
@@ -78,6 +79,8 @@ enum Step {
     Forget { partition: u16, limit: usize },
     /// Take entries off the queue that were not queued again since they were read.
     Done(Vec<(Bytes, Entry)>),
+    /// Put right what a recount found wrong.
+    Correct(Correction),
 }
 
 impl Job {
@@ -137,6 +140,12 @@ impl Job {
         Self::step(Step::Done(finished))
     }
 
+    /// Puts a partition's fingerprints and counters right, as a recount found them. The partition must not have been
+    /// forgotten since.
+    pub fn correct(correction: Correction) -> Self {
+        Self::step(Step::Correct(correction))
+    }
+
     /// Refuses the job if the node is at another layout epoch when its turn comes.
     #[must_use]
     pub fn at_epoch(self, epoch: u64) -> Self {
@@ -148,6 +157,7 @@ impl Job {
             Some(Step::Collect(tombstones)) => tombstones.iter().map(|(_, key, _)| key.len() + 32).sum(),
             Some(Step::Done(finished)) => finished.iter().map(|(key, _)| key.len() + 64).sum(),
             Some(Step::Forget { limit, .. }) => limit * 64,
+            Some(Step::Correct(correction)) => correction.len() * 64,
             Some(Step::Release { .. } | Step::Relocate { .. }) => 128,
             None => 0,
         };
@@ -430,6 +440,7 @@ impl Writer {
             Step::Forget { partition, limit } => {
                 outcome.more = self.tables.forget(overlay, partition, limit, self.now_ms)?;
             }
+            Step::Correct(correction) => self.tables.correct(overlay, &correction)?,
             Step::Done(finished) => {
                 for (key, entry) in finished {
                     let same =

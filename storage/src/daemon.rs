@@ -24,6 +24,7 @@ use crate::workers::block_scan::BlockScan;
 use crate::workers::block_work::BlockWork;
 use crate::workers::compact::Compaction;
 use crate::workers::pull::SyncState;
+use crate::workers::recount::Recount;
 use crate::workers::rebalance::Rebalance;
 use crate::workers::resync::Resync;
 use crate::workers::scrub::Scrub;
@@ -182,6 +183,7 @@ fn start_workers(node: &Arc<Node>) {
     workers.start(node, TableSync::default());
     workers.start(node, LayoutSync::default());
     workers.start(node, PartitionDrop::default());
+    workers.start(node, Recount::default());
     layout_driver::start(node);
     wake_with_layout(node);
     if let (Some(snapshots), Some(interval)) = (node.snapshots.clone(), node.settings.snapshot_interval) {

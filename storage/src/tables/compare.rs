@@ -203,7 +203,7 @@ pub fn page(view: &dyn View, ask: &SyncRows) -> Result<SyncRowsReply, TablesErro
             if leaves.contains(key) {
                 match Stored::parse(ask.table, key, value) {
                     Ok(stored) if have.binary_search(&short_hash(stored.hash)).is_err() => {
-                        found.push(key.clone())
+                        found.push(key.clone());
                     }
                     Ok(_) => {}
                     Err(e) => {

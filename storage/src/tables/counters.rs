@@ -6,11 +6,12 @@
 
 use super::reaction::Counts;
 use super::{Overlay, TablesError};
-use crate::meta::{Space, View};
+use crate::meta::{Direction, KeyRange, Space, Step, View};
 use bytes::Bytes;
 use hayloft_common::codec::{self, Format};
 use hayloft_proto::message::table::IndexCounters;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -19,6 +20,13 @@ struct Record {
     uploads: i64,
     parts: i64,
     part_bytes: i64,
+}
+
+impl From<Record> for Counts {
+    fn from(record: Record) -> Self {
+        let Record { objects, bytes, uploads, parts, part_bytes } = record;
+        Self { objects, bytes, uploads, parts, part_bytes }
+    }
 }
 
 impl Format for Record {
@@ -52,6 +60,51 @@ pub(crate) fn change(overlay: &mut Overlay<'_>, base: &[u8], by: Counts) -> Resu
         overlay.put(Space::Counters, base.to_vec(), codec::encode(&new));
     }
     Ok(())
+}
+
+/// What the counters under a base are wrong by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CountersCorrection {
+    base: Vec<u8>,
+    /// To be added.
+    by: Counts,
+    /// What they should have been, for counters that cannot be read: then they can't have changed since.
+    counted: Counts,
+}
+
+/// The counters of a partition that differ from `counted`, a recount on the same view.
+pub(crate) fn corrections(
+    view: &dyn View,
+    partition: u16,
+    mut counted: BTreeMap<Vec<u8>, Counts>,
+) -> Result<Vec<CountersCorrection>, TablesError> {
+    let mut stored: BTreeMap<Vec<u8>, Option<Counts>> = BTreeMap::new();
+    let range = KeyRange::prefix(&partition.to_be_bytes());
+    view.scan(Space::Counters, &range, Direction::Forward, &mut |key, value| {
+        stored.insert(key.to_vec(), decode(Some(value.clone())).ok().map(Counts::from));
+        Step::Next
+    })?;
+    for base in stored.keys() {
+        counted.entry(base.clone()).or_default();
+    }
+    let mut wrong = Vec::new();
+    for (base, counted) in counted {
+        let is = stored.get(&base).copied().unwrap_or_else(|| Some(Counts::default()));
+        if is != Some(counted) {
+            wrong.push(CountersCorrection { base, by: counted - is.unwrap_or(counted), counted });
+        }
+    }
+    Ok(wrong)
+}
+
+/// Applies a correction. Rows that have changed since it was made do not matter: it is a difference.
+pub(crate) fn correct(overlay: &mut Overlay<'_>, correction: &CountersCorrection) -> Result<(), TablesError> {
+    let CountersCorrection { base, by, counted } = correction;
+    let damaged = decode(overlay.get(Space::Counters, base)?).is_err();
+    if damaged {
+        overlay.delete(Space::Counters, base.clone());
+    }
+    change(overlay, base, if damaged { *counted } else { *by })
 }
 
 /// The counters of the partition key whose rows begin with `base`.

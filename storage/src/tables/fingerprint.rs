@@ -112,6 +112,69 @@ pub(crate) fn remove(
     Ok(())
 }
 
+/// What a leaf is wrong by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeafCorrection {
+    leaf: u16,
+    /// To be added, wrapping.
+    by: Fingerprint,
+    /// What it should have been, for a leaf that cannot be read: then no row of it can have changed since.
+    counted: Fingerprint,
+}
+
+/// The leaves of a table's partition that differ from a recount, on one view.
+pub(crate) fn corrections(
+    view: &dyn View,
+    table: TableId,
+    partition: u16,
+) -> Result<Vec<LeafCorrection>, TablesError> {
+    let mut stored: BTreeMap<u16, Option<Fingerprint>> = BTreeMap::new();
+    let mut read = |key: &Bytes, value: &Bytes| {
+        let leaf = key.last_chunk::<2>().map_or(0, |b| u16::from_be_bytes(*b));
+        stored.insert(leaf, Fingerprint::decode(value).ok());
+        Step::Next
+    };
+    view.scan(Space::Fingerprint, &leaves_of(table, partition), Direction::Forward, &mut read)?;
+    let counted = Leaves::recompute(view, table, partition)?.0;
+    let all: std::collections::BTreeSet<u16> = stored.keys().chain(counted.keys()).copied().collect();
+    let mut wrong = Vec::new();
+    for leaf in all {
+        let is = stored.get(&leaf).copied().unwrap_or_else(|| Some(Fingerprint::default()));
+        let counted = counted.get(&leaf).copied().unwrap_or_default();
+        if is != Some(counted) {
+            let is = is.unwrap_or(counted);
+            let by = Fingerprint {
+                sum: counted.sum.wrapping_sub(is.sum),
+                rows: counted.rows.wrapping_sub(is.rows),
+            };
+            wrong.push(LeafCorrection { leaf, by, counted });
+        }
+    }
+    Ok(wrong)
+}
+
+/// Applies a correction. Rows that have changed since it was made do not matter: it is a difference.
+pub(crate) fn correct(
+    overlay: &mut Overlay<'_>,
+    table: TableId,
+    partition: u16,
+    correction: &LeafCorrection,
+) -> Result<(), TablesError> {
+    let key = leaf_key(table, partition, correction.leaf);
+    let stored = overlay.get(Space::Fingerprint, &key)?;
+    let right = match stored.as_ref().map(Fingerprint::decode) {
+        None => Fingerprint::default().add(correction.by),
+        Some(Ok(stored)) => stored.add(correction.by),
+        Some(Err(_)) => correction.counted,
+    };
+    if right == Fingerprint::default() {
+        overlay.delete(Space::Fingerprint, key);
+    } else {
+        overlay.put(Space::Fingerprint, key, right.encode());
+    }
+    Ok(())
+}
+
 /// The keys of a partition's leaves in [`Space::Fingerprint`], for one table.
 pub(crate) fn leaves_of(table: TableId, partition: u16) -> KeyRange {
     KeyRange::prefix(&partition_prefix(table, partition))

@@ -22,6 +22,7 @@ mod overlay;
 pub mod queue;
 pub mod reaction;
 pub mod read;
+pub mod recount;
 mod remove;
 pub mod stored;
 

@@ -22,16 +22,32 @@ pub struct Counts {
     pub part_bytes: i64,
 }
 
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    /// Wraps: sizes are checked row by row, see `counters`.
+    fn add(self, other: Self) -> Self {
+        Self {
+            objects: self.objects.wrapping_add(other.objects),
+            bytes: self.bytes.wrapping_add(other.bytes),
+            uploads: self.uploads.wrapping_add(other.uploads),
+            parts: self.parts.wrapping_add(other.parts),
+            part_bytes: self.part_bytes.wrapping_add(other.part_bytes),
+        }
+    }
+}
+
 impl std::ops::Sub for Counts {
     type Output = Self;
 
+    /// Wraps, as the sum does.
     fn sub(self, other: Self) -> Self {
         Self {
-            objects: self.objects - other.objects,
-            bytes: self.bytes - other.bytes,
-            uploads: self.uploads - other.uploads,
-            parts: self.parts - other.parts,
-            part_bytes: self.part_bytes - other.part_bytes,
+            objects: self.objects.wrapping_sub(other.objects),
+            bytes: self.bytes.wrapping_sub(other.bytes),
+            uploads: self.uploads.wrapping_sub(other.uploads),
+            parts: self.parts.wrapping_sub(other.parts),
+            part_bytes: self.part_bytes.wrapping_sub(other.part_bytes),
         }
     }
 }

@@ -89,6 +89,7 @@ impl PartitionDrop {
         if self.emptied.lock().contains(&partition) {
             return Ok(());
         }
+        let _alone = node.sync.lock(partition).await;
         let commit = &node.plane()?.commit;
         // What was let in while the partition was this node's is written, or refused, by then.
         commit.barrier().await?;

@@ -19,10 +19,10 @@ use futures::StreamExt as _;
 use hayloft_common::hash::Hash;
 use hayloft_common::id::NodeId;
 use hayloft_common::layout::{ActiveLayout, Holdings, Partition};
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 pub const NAME: &str = "layout sync";
 
@@ -68,7 +68,7 @@ fn plan(layout: &ActiveLayout, holdings: &Holdings, me: NodeId) -> Vec<Task> {
 
 /// See the module's head.
 #[derive(Default)]
-pub struct LayoutSync(Mutex<Arc<tokio::sync::Mutex<State>>>);
+pub struct LayoutSync(Mutex<State>);
 
 /// How far this version is.
 #[derive(Default)]
@@ -128,8 +128,7 @@ impl Worker for LayoutSync {
             node.membership.set_progress(synced, 0, 0);
             return Ok(Next::After(LOOK));
         }
-        let shared = self.0.lock().clone();
-        let mut state = shared.lock().await;
+        let mut state = self.0.lock().await;
         if state.version != version {
             *state = State { version, ..State::default() };
         }
@@ -154,7 +153,7 @@ impl Worker for LayoutSync {
                 Err(SyncedError::Meta(error)) => return Err(error.into()),
                 // The layout moved on just now.
                 Err(SyncedError::NotSynced(reason)) => {
-                    tracing::debug!(version, %reason, "not complete after all")
+                    tracing::debug!(version, %reason, "not complete after all");
                 }
             }
             return Ok(Next::Again);

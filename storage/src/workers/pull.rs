@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 /// For one call: a page on a line of 1 Mbit/s.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -42,6 +43,8 @@ pub struct SyncState {
     partitions: PartitionLocks,
     /// Somebody wants all rows compared now, however short ago that was done.
     compare_now: AtomicBool,
+    /// Somebody wants fingerprints and counters counted anew.
+    recount: AtomicBool,
 }
 
 impl SyncState {
@@ -53,6 +56,21 @@ impl SyncState {
     /// Whether that was asked for since the last time.
     pub(super) fn was_asked_to_compare(&self) -> bool {
         self.compare_now.swap(false, Ordering::Relaxed)
+    }
+
+    /// Asks for a recount of everything.
+    pub(super) fn ask_to_recount(&self) {
+        self.recount.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked for since the last time.
+    pub(super) fn was_asked_to_recount(&self) -> bool {
+        self.recount.swap(false, Ordering::Relaxed)
+    }
+
+    /// Keeps everybody else from pulling, forgetting or recounting a partition.
+    pub(super) async fn lock(&self, partition: Partition) -> MutexGuard<'_, ()> {
+        self.partitions.of(partition).lock().await
     }
 }
 
@@ -153,7 +171,7 @@ pub async fn pull_tables(
     partition: Partition,
     tables: &[TableId],
 ) -> Result<Pulled, WorkerError> {
-    let _alone = node.sync.partitions.of(partition).lock().await;
+    let _alone = node.sync.lock(partition).await;
     let mut pulled = Pulled::default();
     for table in tables {
         pulled += pull_table(node, source, *table, partition).await?;

@@ -110,7 +110,6 @@ impl Peers {
         match round {
             Ok(round) if !round.is_over() => {
                 peer.round = Some(round);
-                return;
             }
             Ok(round) if !round.failed => {
                 peer.failures = 0;
@@ -191,7 +190,10 @@ async fn slice(node: &Arc<Node>, peer: NodeId, mut round: Round, report: &Report
         let some: Vec<Partition> = round.partitions.drain(..MAX_TOTALS.min(round.partitions.len())).collect();
         match pull::compare(node, source, &some).await {
             Ok(compared) => round.differing.extend(compared.differing),
-            Err(error) => return Err(say(node, peer, &error, report)),
+            Err(error) => {
+                say(node, peer, &error, report);
+                return Err(());
+            }
         }
     }
     for _ in 0..PULLS {
