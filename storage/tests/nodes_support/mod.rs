@@ -25,6 +25,7 @@ use hayloft_proto::message::sync::RowSum;
 use hayloft_proto::message::table::{RowBytes, RowOutcome, WriteMode, WriteRows};
 use hayloft_proto::secure::tls::TlsSecure;
 use hayloft_storage::blocks::{BlockConfig, DiskConfig};
+use hayloft_storage::commit::Job;
 use hayloft_storage::daemon::{self, Parts, Running};
 use hayloft_storage::meta::{Direction, KeyRange, Space, Step};
 use hayloft_storage::serve::{Node, Sabotage};
@@ -121,7 +122,7 @@ impl Nodes {
             rpc_public_addr: None,
             bootstrap: bootstrap.clone(),
             hostname: format!("n{i}"),
-            settings: Settings::default(),
+            settings: Settings { down_after: Duration::from_secs(3), ..Settings::default() },
             snapshots: None,
             sabotage: Sabotage::default(),
         };
@@ -133,7 +134,7 @@ impl Nodes {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        host.address = running.rpc_addr().to_owned();
+        running.rpc_addr().clone_into(&mut host.address);
         host.running = Some(running);
     }
 
@@ -225,6 +226,21 @@ impl Nodes {
             })
         })
         .await;
+    }
+
+    /// Takes the block of a write from a node, as a bad disk does.
+    pub(crate) async fn lose_block(&self, i: usize, n: u32) {
+        let node = self.node(i);
+        let block = Hash::of(&n.to_le_bytes().repeat(100));
+        if node.locate(block).await.unwrap().is_some() {
+            node.plane().unwrap().commit.submit(Job::release_regardless(block)).await.unwrap();
+        }
+    }
+
+    /// Blocks that a node should have and has not.
+    pub(crate) fn missing(&self, i: usize) -> usize {
+        let missing = |p: u16| needed::missing(self.node(i), Partition(p), None).unwrap().missing.len();
+        (0..1 << BITS).map(missing).sum()
     }
 
     /// Checks that every holder has the rows of all these writes.
