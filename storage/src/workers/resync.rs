@@ -50,7 +50,7 @@ const BATCH: usize = 4096;
 /// Entries read in one step, due or not.
 const SCAN: usize = 32_768;
 /// Between two passes over the queue; woken, it starts no earlier than the shorter one after the last.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(5);
 const BREATH: Duration = Duration::from_millis(200);
 /// Blocks released at once: mostly they wait for one another's sync.
 const RELEASES: usize = 256;
@@ -475,7 +475,7 @@ fn read_page(
         match judge(node, tables, &overlay, &block, age >= grace_ms)? {
             Some(action) => page.tasks.push(Task { key, entry, block, action }),
             None => {
-                page.wait(Duration::from_millis(grace_ms - age));
+                page.wait(Duration::from_millis(grace_ms.saturating_sub(age)).max(Duration::from_secs(1)));
                 page.waiting.push((block, entry.queued_ms));
             }
         }
@@ -494,11 +494,15 @@ fn judge(
     if node.sabotage.release_early && has_deleted_reference(tables, overlay.view(), block)? {
         return Ok(Some(Action::Release { regardless: true }));
     }
-    if !tables.is_referred(overlay, block)? {
-        return Ok(past_grace.then_some(Action::Release { regardless: false }));
-    }
     let layout = node.cluster.layout();
-    if !layout.holds(node.id, layout.partition_of(&place_of(block))) {
+    let partition = layout.partition_of(&place_of(block));
+    let held = layout.holds(node.id, partition);
+    if !tables.is_referred(overlay, block)? {
+        // References that are still being fetched may name it.
+        let knows = !held || node.is_member(partition);
+        return Ok((past_grace && knows).then_some(Action::Release { regardless: false }));
+    }
+    if !held {
         return Ok(Some(Action::Finished));
     }
     let entry = overlay.get(Space::BlockIndex, block.as_bytes())?;

@@ -1,6 +1,8 @@
 //! What the tests of the block store share.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod cluster;
+
 use bytes::Bytes;
 use hayloft_common::block;
 use hayloft_common::env::{BlockingJob, Env, RealTasks, TaskFuture, TaskHandle, Tasks};
