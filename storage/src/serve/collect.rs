@@ -97,7 +97,9 @@ impl Node {
                 let view = node.engine.snapshot();
                 let mut finished = Vec::new();
                 for key in request.keys {
-                    let Some(value) = view.get(Space::Queue, &key).map_err(|e| meta_error(&e))? else { continue };
+                    let Some(value) = view.get(Space::Queue, &key).map_err(|e| meta_error(&e))? else {
+                        continue;
+                    };
                     let Ok(entry) = codec::decode::<Entry>(&value) else { continue };
                     let least = match entry.work.kind() {
                         // Once a version is gone it is gone for good.

@@ -89,7 +89,8 @@ impl Tables {
         let merged = match &old {
             None => {
                 if let (WriteMode::Put, Some(stamp)) = (mode, new.stamp())
-                    && let Some(floor) = self.floor(overlay, R::TABLE, &partition_key)?.filter(|f| *f >= stamp)
+                    && let Some(floor) =
+                        self.floor(overlay, R::TABLE, &partition_key)?.filter(|f| *f >= stamp)
                 {
                     return Ok((Done { outcome: RowOutcome::Outdated(floor), live: None }, partition_key));
                 }

@@ -182,10 +182,10 @@ async fn renewed(
             }
         }
     }
-    let (renewed, rest): (Vec<_>, Vec<_>) =
-        std::mem::take(abandoned).into_iter().partition(|reference| young.contains(&reference.subject.version));
-    *abandoned =
-        rest.into_iter().filter(|reference| !unknown.contains(&reference.subject.version)).collect();
+    let (renewed, rest): (Vec<_>, Vec<_>) = std::mem::take(abandoned)
+        .into_iter()
+        .partition(|reference| young.contains(&reference.subject.version));
+    *abandoned = rest.into_iter().filter(|reference| !unknown.contains(&reference.subject.version)).collect();
     Ok(renewed)
 }
 

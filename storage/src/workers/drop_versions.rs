@@ -233,11 +233,8 @@ impl Upload {
         // Not seen: it is elsewhere, or was deleted since and the tombstone is gone. All nodes together know.
         let layout = node.cluster.layout();
         let nodes = members(&layout, layout.partition_of_key(&partition_key));
-        let ask = ReadHeads {
-            table: TableId::Object,
-            partition_key,
-            sort_keys: vec![ByteBuf::from(sort_key)],
-        };
+        let ask =
+            ReadHeads { table: TableId::Object, partition_key, sort_keys: vec![ByteBuf::from(sort_key)] };
         for reply in ask_all(node, layout.epoch, &nodes, &ask).await? {
             for bytes in reply.rows.iter().flatten() {
                 let row: ObjectRow = decode(bytes)?;

@@ -211,8 +211,7 @@ mod tests {
             subject(VersionId(id), &owner)
         };
         let block = |n: u8| Hash([n; 32]);
-        let dropped: Vec<_> =
-            (0..1500).map(|n| (subject(n), vec![block(1), block(2), block(1)])).collect();
+        let dropped: Vec<_> = (0..1500).map(|n| (subject(n), vec![block(1), block(2), block(1)])).collect();
         let batches = batches(|block| u16::from(block.0[0]), &dropped);
         assert_eq!(batches.iter().map(|b| b.rows.len()).collect::<Vec<_>>(), [1000, 500, 1000, 500]);
         assert_eq!(batches[1].of, (1000..1500).collect());

@@ -184,7 +184,8 @@ impl Tombstones {
             let batch = Batch { table, partition, epoch, due: Duration::ZERO, tombstones };
             self.held_by_all(node, report, batch).await
         });
-        let asked: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await;
+        let asked: Vec<_> =
+            stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await;
         let due = node.env.now() + node.settings.tombstone_settle;
         let mut state = self.state.lock();
         for batch in asked.into_iter().flatten() {
@@ -218,7 +219,8 @@ impl Tombstones {
                 None => 0,
             }
         });
-        let removed: Vec<u64> = stream::iter(removed.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await;
+        let removed: Vec<u64> =
+            stream::iter(removed.collect::<Vec<_>>()).buffer_unordered(PARALLEL).collect().await;
         report.count(removed.into_iter().sum(), 0);
         Ok(())
     }

@@ -429,12 +429,8 @@ mod tests {
     use hayloft_common::stamp::Stamp;
 
     fn row(micros: u64, version: Option<u8>) -> Option<Vec<u8>> {
-        let detail = ObjectDetail {
-            headers: vec![],
-            checksum: None,
-            parts: vec![],
-            data: ObjectData::Inline(vec![]),
-        };
+        let detail =
+            ObjectDetail { headers: vec![], checksum: None, parts: vec![], data: ObjectData::Inline(vec![]) };
         let live = |id| {
             ObjectState::Live(Box::new(ObjectVersion {
                 id: VersionId([id; 16]),
