@@ -102,14 +102,37 @@ fn a_node_that_lost_its_metadata_fills_itself_from_the_others_before_it_serves()
         nodes.0[2].metadata.wipe();
         nodes.up(2).await;
         let node = nodes.node(2).clone();
-        until("it knows that it lost something", async || !node.layout_store.lost().is_empty()).await;
         until("it serves again", async || {
             let holdings = node.layout_store.holdings();
             holdings.synced() == 1
                 && holdings.all_in(PartitionState::Member).len() == 1 << nodes_support::BITS
         })
         .await;
-        nodes.equal().await;
         nodes.check_holders_have(0..60);
+        nodes.equal().await;
+    });
+}
+
+#[test]
+fn a_node_that_is_cut_off_while_it_is_filled_goes_on_and_a_block_that_nobody_has_holds_nothing_up() {
+    run(async {
+        let mut nodes = Nodes::start(4).await;
+        nodes.apply(&[0, 1, 2], 3).await;
+        for n in 0..150 {
+            nodes.write(0, n).await;
+        }
+        nodes.equal().await;
+        for i in 0..3 {
+            nodes.lose_block(i, 7).await;
+        }
+        nodes.apply(&[1, 2, 3], 3).await;
+        let new = nodes.node(3).clone();
+        until("the new node has begun", async || rows_of(&new) > 0).await;
+        drop(new);
+        nodes.down(3).await;
+        nodes.up(3).await;
+        nodes.stable(2).await;
+        nodes.check_holders_have(0..150);
+        assert_eq!(nodes.missing(3), 1, "the lost one alone");
     });
 }

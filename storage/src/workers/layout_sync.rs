@@ -328,3 +328,94 @@ async fn queue_unless_queued(
     node.workers.wake("block resync");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hayloft_common::layout::{Layout, Parameters, Role, ZoneRedundancy, compute};
+
+    const ME: NodeId = NodeId([9; 32]);
+
+    fn node(i: u8) -> NodeId {
+        NodeId([i; 32])
+    }
+
+    /// A layout of one partition on these nodes.
+    fn on(before: &ActiveLayout, holders: &[u8]) -> ActiveLayout {
+        let parameters =
+            Parameters { replication_factor: holders.len(), zone_redundancy: ZoneRedundancy::AtLeast(1) };
+        let role = |i: &u8| (node(*i), Role { zone: format!("z{i}"), capacity: 1 << 30, tags: vec![] });
+        let roles = holders.iter().map(role).collect();
+        let next: Layout = compute(Some(before.newest()), &roles, &parameters, 0).unwrap().0;
+        before.apply(next).unwrap()
+    }
+
+    fn first(holders: &[u8]) -> ActiveLayout {
+        let parameters = Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::AtLeast(1) };
+        on(&ActiveLayout::empty(parameters, 0), holders)
+    }
+
+    /// What this node has to do after it learnt these layouts one after the other.
+    fn tasks(learnt: &[&ActiveLayout]) -> Vec<Task> {
+        let mut holdings = Holdings::default();
+        let mut before = ActiveLayout::empty(learnt[0].current.parameters, 0);
+        for layout in learnt {
+            holdings.learn(ME, &before, layout, true);
+            before = (*layout).clone();
+        }
+        plan(&before, &holdings, ME)
+    }
+
+    fn task(sources: &[u8], needed: usize) -> Vec<Task> {
+        vec![Task { partition: Partition(0), sources: sources.iter().map(|i| node(*i)).collect(), needed }]
+    }
+
+    #[test]
+    fn a_read_quorum_of_the_old_set_is_pulled_from_and_counts_a_member_of_it() {
+        let old = first(&[1, 2, 3]);
+        assert_eq!(tasks(&[&old, &on(&old, &[2, 3, 9])]), task(&[1, 2, 3], 2));
+        let with_me = first(&[1, 2, 9]);
+        assert_eq!(tasks(&[&with_me, &on(&with_me, &[2, 3, 9])]), task(&[1, 2], 1));
+        assert_eq!(tasks(&[&with_me, &on(&with_me, &[1, 2, 9])]), [], "nothing moves");
+        assert_eq!(tasks(&[&with_me]), [], "the first layout is complete as it is");
+        assert_eq!(tasks(&[&old, &on(&old, &[1, 2, 4])]), [], "not this node's");
+    }
+
+    #[test]
+    fn quorums_are_of_the_set_that_is_left() {
+        let one = first(&[1]);
+        assert_eq!(tasks(&[&one, &on(&one, &[1, 2, 9])]), task(&[1], 1));
+        let five = first(&[1, 2, 3, 4, 5]);
+        assert_eq!(tasks(&[&five, &on(&five, &[1, 2, 9])]), task(&[1, 2, 3, 4, 5], 3));
+        let two = first(&[1, 9]);
+        assert_eq!(tasks(&[&two, &on(&two, &[1, 2, 9])]), task(&[1], 0), "it has all that was acknowledged");
+    }
+
+    #[test]
+    fn one_that_comes_late_pulls_from_those_who_went_on_without_it() {
+        let old = first(&[1, 2, 3]);
+        let introduced = on(&old, &[2, 3, 9]);
+        let stable = introduced.next_phase().unwrap().next_phase().unwrap();
+        assert_eq!(tasks(&[&introduced, &stable]), task(&[2, 3], 1));
+        // With two copies a quorum of reads is one: its own does not count for that.
+        let two = first(&[1, 2]);
+        let stable = on(&two, &[2, 9]).next_phase().unwrap().next_phase().unwrap();
+        assert_eq!(tasks(&[&stable]), task(&[2], 1));
+    }
+
+    #[test]
+    fn each_source_counts_once_and_failures_are_waited_out() {
+        let mut state = State::default();
+        let one = &task(&[1, 2, 3], 2)[0];
+        state.pulled.entry(one.partition).or_default().extend([node(1), node(7)]);
+        assert!(!state.is_pulled(one), "one of them is no source");
+        state.pulled.entry(one.partition).or_default().insert(node(3));
+        assert!(state.is_pulled(one));
+        let now = Duration::from_secs(10);
+        state.pause(node(1), Some(Partition(0)), now);
+        assert!(!state.may_ask(node(1), Partition(0), now) && state.may_ask(node(1), Partition(1), now));
+        state.pause(node(1), None, now);
+        assert!(!state.may_ask(node(1), Partition(1), now));
+        assert!(state.may_ask(node(1), Partition(1), now + RETRY));
+    }
+}
