@@ -125,7 +125,7 @@ async fn until(done: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it never comes");
+    tokio::time::timeout(Duration::from_mins(1), wait).await.expect("it never comes");
 }
 
 fn next(before: &ActiveLayout, capacity: u64) -> ActiveLayout {
@@ -165,7 +165,10 @@ async fn a_silent_node_is_not_waited_for_and_one_that_is_behind_is_taught() {
     *nodes[2].silent.lock().unwrap() = true;
     let before = env.now();
     let second = agree(&nodes[0], &first, next(&first, 2000)).await.unwrap();
-    assert!(env.now() - before < Duration::from_secs(5), "a call to the silent node was waited for");
+    assert!(
+        env.now().saturating_sub(before) < Duration::from_secs(5),
+        "a call to the silent node was waited for"
+    );
     *nodes[2].silent.lock().unwrap() = false;
     // Both others are needed now, of which one missed the epoch before.
     *nodes[1].silent.lock().unwrap() = true;
