@@ -1,10 +1,11 @@
 //! `hayloft-loadtest`: benchmarks, crash tests and simulations.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use hayloft_common::env::Env;
 use hayloft_loadtest::{bench, chaos, crash, scenario, sim};
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Benchmarks any S3 endpoint, and crashes Hayloft clusters to see that nothing is lost.
 #[derive(Parser)]
@@ -32,6 +33,18 @@ enum Command {
     Meta(sim::MetaArgs),
 }
 
+/// Runs a test that starts processes; SIGINT and SIGTERM break it off, which stops them.
+async fn breakable(test: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Biased: a signal comes first.
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => bail!("broken off by SIGINT"),
+        _ = terminate.recv() => bail!("broken off by SIGTERM"),
+        result = test => result,
+    }
+}
+
 fn run(command: Command) -> Result<()> {
     let env = Env::real();
     // Simulations bring a runtime of their own.
@@ -39,9 +52,9 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Bench(args) => real()?.block_on(bench::run(&env, &args)),
         Command::Compare(args) => bench::run_compare(&args),
-        Command::Crash(args) => real()?.block_on(crash::run(&env, &args)),
-        Command::Chaos(args) => real()?.block_on(chaos::run(&env, &args)),
-        Command::Scenario(args) => real()?.block_on(scenario::run(&env, &args)),
+        Command::Crash(args) => real()?.block_on(breakable(crash::run(&env, &args))),
+        Command::Chaos(args) => real()?.block_on(breakable(chaos::run(&env, &args))),
+        Command::Scenario(args) => real()?.block_on(breakable(scenario::run(&env, &args))),
         Command::Sim(args) => sim::run(&args),
         Command::Meta(args) => sim::run_meta(&args),
     }

@@ -20,7 +20,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SNAPSHOT_DEADLINE: Duration = Duration::from_mins(30);
 
 impl Admin {
-    /// The nodes that `?node=` names: an id or its beginning, a hostname, or `*` for all (also if it is left out).
+    /// The nodes that `?node=` names: an id or its beginning, a hostname, or `*` (also if it is left out) for all of
+    /// the layout and those without a role that are up: one that was replaced and is gone is not asked.
     fn nodes(&self, call: &Call) -> Result<Vec<NodeId>, AdminError> {
         let mut known: BTreeMap<NodeId, String> =
             self.membership.peers().into_iter().map(|peer| (peer.id, peer.hostname)).collect();
@@ -28,7 +29,12 @@ impl Admin {
             known.entry(node).or_default();
         }
         let wanted = match call.query.get("node") {
-            None | Some("*") => return Ok(known.into_keys().collect()),
+            None | Some("*") => {
+                let (cluster, layout) = (self.membership.cluster(), self.membership.cluster().layout());
+                let members: BTreeSet<NodeId> = layout.storage_nodes().into_iter().collect();
+                known.retain(|node, _| members.contains(node) || cluster.pool().peer_stats(*node).connected);
+                return Ok(known.into_keys().collect());
+            }
             Some(wanted) => wanted,
         };
         let hit = |(id, host): &(&NodeId, &String)| id.to_string().starts_with(wanted) || *host == wanted;

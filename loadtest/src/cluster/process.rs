@@ -26,6 +26,8 @@ pub struct Processes {
     gateway_bin: PathBuf,
     storage_bin: PathBuf,
     children: Vec<Child>,
+    /// Whether the cluster ends with us.
+    owned: bool,
 }
 
 fn signal(pid: u32, signal: Signal) -> Result<()> {
@@ -62,7 +64,13 @@ impl Processes {
             gateway_bin: gateway_bin.unwrap_or_else(|| beside("hayloft-gateway")),
             storage_bin: storage_bin.unwrap_or_else(|| beside("hayloft-storage")),
             children: Vec::new(),
+            owned: false,
         })
+    }
+
+    /// The cluster is ours: what we start in it ends with this value.
+    pub fn own(&mut self) {
+        self.owned = true;
     }
 
     /// Every daemon, gateways first.
@@ -199,6 +207,20 @@ impl Processes {
     pub fn missing(&self) -> Option<&Member> {
         let mut members = self.cluster.gateways.iter().chain(&self.cluster.storage);
         members.find(|member| member.pid != 0 && !is_running(member.pid))
+    }
+}
+
+impl Drop for Processes {
+    /// Of a cluster of ours nothing outlives a test that was broken off; [`Processes::stop`] is the gentle way.
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        for child in &mut self.children {
+            // One that ended by itself is fine.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -148,7 +148,10 @@ impl Context<'_> {
             gateway: self.args.gateway_bin.clone(),
             storage: self.args.storage_bin.clone(),
         };
-        let shape = Shape { gateways: 3, links: true, storage_toml: QUICK.into(), ..shape };
+        let mut shape = Shape { gateways: 3, links: true, ..shape };
+        if shape.storage_toml.is_empty() {
+            shape.storage_toml = QUICK.into();
+        }
         let dir = self.args.dir.as_ref().map(|dir| dir.join(format!("{:x}", self.env.random_u64())));
         Testbed::start(self.env, &programs, dir.as_deref(), &shape, self.seed, Duration::from_mins(2)).await
     }

@@ -64,6 +64,7 @@ impl Testbed {
     ) -> Result<Self> {
         let dev = Dev::start(env, &programs.hayloft(), dir, shape).await?;
         let mut bed = Self::adopt(env, &dev.file, programs, seed, limit)?;
+        bed.processes.own();
         bed.dev = Some(dev);
         bed.healthy().await?;
         Ok(bed)
