@@ -15,23 +15,23 @@ use crate::observe::{self, Observer};
 use crate::serve::{BlockLocks, Node, NodeHandler, Sabotage};
 use crate::snapshot::{self, Snapshots};
 use crate::space::MetadataSpace;
+use crate::workers::block_scan::BlockScan;
+use crate::workers::block_work::BlockWork;
 use crate::workers::check_refs::CheckRefs;
 use crate::workers::clock_watch::ClockWatch;
+use crate::workers::compact::Compaction;
 use crate::workers::drop_versions::DropVersions;
 use crate::workers::forget::{self, PartitionDrop};
 use crate::workers::layout_sync::{self, LayoutSync};
-use crate::workers::block_scan::BlockScan;
-use crate::workers::block_work::BlockWork;
-use crate::workers::compact::Compaction;
 use crate::workers::pull::SyncState;
-use crate::workers::recount::Recount;
 use crate::workers::rebalance::Rebalance;
+use crate::workers::recount::Recount;
 use crate::workers::resync::Resync;
 use crate::workers::scrub::Scrub;
 use crate::workers::table_sync::{self, TableSync};
 use crate::workers::tombstones::Tombstones;
 use crate::workers::verify::{Verification, Verify};
-use crate::workers::{layout_driver, Settings, Workers};
+use crate::workers::{Settings, Workers, layout_driver};
 use anyhow::Context as _;
 use hayloft_common::config::{DataDir, Peer, StorageConfig};
 use hayloft_common::env::Env;
@@ -118,6 +118,16 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
     let layout_store = Arc::new(LayoutStore::open(env.clone(), engine.clone(), id, empty)?);
     let (layout, staged) = layout_store.kept().await;
 
+    let incarnation = next_incarnation(&*engine)?;
+    if let Some(date) = snapshot::restored(&*engine)? {
+        tracing::warn!(
+            date,
+            "the metadata is a snapshot that was put back: partitions are pulled anew from other nodes"
+        );
+        layout_store.outlive(incarnation).await?;
+        snapshot::forget_restored(&*engine)?;
+    }
+
     let member = Member::new(secret.clone(), Role::Storage);
     let pool = Arc::new(Pool::new(env.clone(), secure.clone(), member.clone(), parts.rpc.clone()));
     let mode = ConsistencyMode::Consistent;
@@ -134,7 +144,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         addresses: vec![address],
         hostname: parts.hostname,
         program: env!("CARGO_PKG_VERSION").into(),
-        incarnation: next_incarnation(&*engine)?,
+        incarnation,
     };
     let membership = Membership::new(cluster.clone(), Some(me), parts.bootstrap, staged);
     let node = Arc::new(Node {

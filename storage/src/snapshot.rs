@@ -4,6 +4,10 @@
 //! It is one state of the engine, taken while the node works; it gets its name only when it is complete and synced. The
 //! engine offers no way to share files between two databases, so each snapshot is a whole copy; the last two are kept.
 //!
+//! A node that starts on a snapshot finds a mark in it: what it holds may lack what it acknowledged since. It then takes no
+//! part in a partition until it has pulled the rows anew from a quorum of others, if there are others; if they are lost as
+//! well, an operator says that what is here is to be taken for all there is (`hayloft meta trust`).
+//!
 //! For clusters with several copies a snapshot is the *last* way back: a node that lost its metadata fills an empty
 //! database from the other replicas, which know everything up to now (see the README, "Ways back").
 
@@ -23,6 +27,8 @@ const KEPT: usize = 2;
 const BATCH: usize = 4 << 20;
 /// What an unfinished snapshot's name ends with.
 const UNFINISHED: &str = ".unfinished";
+/// The entry that tells a node that its database is a snapshot which was put back, and of when.
+const RESTORED: &[u8] = b"restored";
 /// Between two looks whether a timed snapshot is due.
 const LOOK: Duration = Duration::from_mins(1);
 
@@ -72,7 +78,9 @@ impl Snapshots {
         let view = engine.snapshot();
         let copy = FjallEngine::open_unclaimed(&fjall::Config::new(unfinished.join("db")))?;
         let entries = copy_all(&*view, &copy)?;
-        copy.sync()?;
+        let mut mark = Batch::new();
+        mark.put(Space::Node, RESTORED, name.to_owned());
+        copy.commit(mark, true)?;
         drop(copy);
         let key = unfinished.join("node_key.pem");
         if self.key.exists() {
@@ -124,6 +132,18 @@ impl Snapshots {
         }
         Ok(())
     }
+}
+
+/// The date (milliseconds) of the snapshot that `engine` is, if it was put in the place of the node's database.
+pub fn restored(engine: &dyn Engine) -> Result<Option<String>, MetaError> {
+    Ok(engine.get(Space::Node, RESTORED)?.map(|date| String::from_utf8_lossy(&date).into_owned()))
+}
+
+/// What follows from the database being an old one has been done, durably.
+pub fn forget_restored(engine: &dyn Engine) -> Result<(), MetaError> {
+    let mut batch = Batch::new();
+    batch.delete(Space::Node, RESTORED);
+    engine.commit(batch, true)
 }
 
 fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
@@ -204,7 +224,6 @@ mod tests {
 
     use super::*;
     use crate::meta::Identity;
-    use hayloft_common::hash::Hash;
     use hayloft_common::id::NodeId;
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -214,7 +233,7 @@ mod tests {
     #[test]
     fn a_snapshot_opens_as_the_database_it_was_taken_of_and_the_last_two_are_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity { cluster: Hash::of(b"cluster").0, node: NodeId([1; 32]) };
+        let identity = Identity { cluster: hayloft_common::id::ClusterId([3; 16]), node: NodeId([1; 32]) };
         let engine: Arc<dyn Engine> =
             Arc::new(FjallEngine::open(&fjall::Config::new(dir.path().join("db")), &identity).unwrap());
         let put = |value: &str| {
@@ -242,5 +261,8 @@ mod tests {
         let copy = FjallEngine::open(&fjall::Config::new(last.join("db")), &identity).unwrap();
         assert_eq!(copy.get(Space::Node, b"key").unwrap().unwrap(), "three");
         assert_eq!(copy.get(Space::BlockIndex, b"block").unwrap().unwrap(), vec![7; 5000]);
+        assert_eq!(restored(&copy).unwrap().as_deref(), last.file_name().unwrap().to_str());
+        forget_restored(&copy).unwrap();
+        assert_eq!((restored(&copy).unwrap(), restored(&*engine).unwrap()), (None, None));
     }
 }

@@ -161,6 +161,15 @@ pub enum MetaCommand {
         #[command(flatten)]
         on: OnNodes,
     },
+    /// Take what a node holds for complete, after its metadata was lost or put back, when no other node can complete it:
+    /// acknowledged writes that only the others held are given up
+    Trust {
+        /// The storage node: its hostname, id, or unique beginning of an id
+        node: String,
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// Looks through everything the nodes hold, and says what should not be there or is missing; changes nothing.
@@ -402,7 +411,16 @@ fn block_details(node: &str, info: &BlockDetails) -> String {
 }
 
 pub(super) async fn meta(client: &Client, command: &MetaCommand) -> anyhow::Result<Report> {
-    let MetaCommand::Snapshot { on } = command;
+    let on = match command {
+        MetaCommand::Snapshot { on } => on,
+        MetaCommand::Trust { node, yes } => {
+            confirm(*yes, &format!("take what {node} holds for complete, whatever it lacks"))?;
+            let on = OnNodes { node: Some(node.clone()) };
+            let request = LaunchRepairOperation { repair_type: RepairType::TrustLost };
+            let (json, answers) = post::<()>(client, Endpoint::LaunchRepairOperation, &on, &request).await?;
+            return Ok(report(json, "It serves what it has.\n".into(), &answers));
+        }
+    };
     let (json, answers) =
         post::<Snapshot>(client, Endpoint::CreateMetadataSnapshot, on, &serde_json::json!({})).await?;
     let mut table = Table::new(&["Node", "Snapshot", ">Size", ">Entries"]);

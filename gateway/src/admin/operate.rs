@@ -77,6 +77,7 @@ impl Admin {
             RepairType::Rebalance => wire::Repair::Rebalance,
             RepairType::Counters => wire::Repair::Counters,
             RepairType::Compact => wire::Repair::Compact,
+            RepairType::TrustLost => wire::Repair::TrustLost,
             RepairType::Verify => wire::Repair::Verify,
             RepairType::Scrub(ScrubCommand::Start) => wire::Repair::ScrubStart,
             RepairType::Scrub(ScrubCommand::Pause) => wire::Repair::ScrubPause,

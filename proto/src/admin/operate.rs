@@ -22,7 +22,7 @@ pub struct LaunchRepairOperation {
 }
 
 /// What to repair. `versions`, `multipartUploads` and `blockRc` are other names of what is done by `blockRefs` and
-/// `blocks` here; `counters`, `compact` and `verify` are *ours*.
+/// `blocks` here; `counters`, `compact`, `trustLost` and `verify` are *ours*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RepairType {
@@ -35,6 +35,7 @@ pub enum RepairType {
     Rebalance,
     Counters,
     Compact,
+    TrustLost,
     Verify,
     Scrub(ScrubCommand),
 }

@@ -82,6 +82,9 @@ pub enum Repair {
     ScrubPause,
     ScrubResume,
     ScrubCancel,
+    /// Take the partitions that this node lost (its metadata was lost or put back) for complete as they are here. For when
+    /// no other node can complete them: what only those others held is given up.
+    TrustLost,
     /// Look for what no row and no block needs or is missing; see [`ReadFindings`].
     Verify,
 }

@@ -153,6 +153,14 @@ impl Node {
             Repair::ScrubPause => scrub::pause(self, true).await?,
             Repair::ScrubResume => scrub::pause(self, false).await?,
             Repair::ScrubCancel => scrub::cancel(self).await?,
+            Repair::TrustLost => {
+                let lost = self.layout_store.lost();
+                tracing::warn!(partitions = lost.len(), "an operator takes what is here for all there is");
+                for partition in lost {
+                    self.layout_store.refilled(partition).await?;
+                }
+                self.workers.wake(w::layout_sync::NAME);
+            }
             Repair::Verify => w::verify::start(self),
         }
         Ok(())
