@@ -324,21 +324,29 @@ impl Site {
             parts.push(part);
             offset = end;
         }
-        for _ in 0..3 {
-            let complete = CompleteUpload {
-                target: target.clone(),
-                parts: parts.clone(),
-                checksum: None,
-                size: Some(len),
-            };
-            let result = self.request(("complete", len), random.random_range(0..gateways), move |front| {
-                Box::pin(async move { front.gateway.complete_upload(complete).await.map(drop) })
-            });
-            if self.write(who, key, named.state(), "complete", result).await {
-                return true;
+        // All tries are one write: whichever takes effect, the others find it done.
+        let result = async {
+            let mut unknown = None;
+            for _ in 0..3 {
+                let complete = CompleteUpload {
+                    target: target.clone(),
+                    parts: parts.clone(),
+                    checksum: None,
+                    size: Some(len),
+                };
+                let gateway = random.random_range(0..gateways);
+                let result = self.request(("complete", len), gateway, move |front| {
+                    Box::pin(async move { front.gateway.complete_upload(complete).await.map(drop) })
+                });
+                match result.await {
+                    Err(Failure::Down) if unknown.is_none() => {}
+                    Err(failure) => unknown = Some(failure),
+                    Ok(()) => return Ok(()),
+                }
             }
-        }
-        false
+            Err(unknown.unwrap_or(Failure::Down))
+        };
+        self.write(who, key, named.state(), "complete", result).await
     }
 
     /// An upload with a part that is never completed: aborted, or left alone.
@@ -497,7 +505,9 @@ impl Site {
     /// Lists with the delimiter `/`: a prefix is there if and only if a key below it is.
     pub(super) async fn list_rolled_up(&self, who: &str, gateway: usize) -> Result<(), Failure> {
         let start = self.now();
-        let result = self.request(("list rolled up", 0), gateway, |front| Box::pin(list(front, 2, Some("/".into())))).await;
+        let result = self
+            .request(("list rolled up", 0), gateway, |front| Box::pin(list(front, 2, Some("/".into()))))
+            .await;
         self.count("list rolled up", &result);
         let listed = result.inspect_err(|failure| {
             self.world.log.event(who, format!("list rolled up failed: {failure}"));

@@ -94,7 +94,8 @@ pub fn run(args: &SimArgs) -> anyhow::Result<()> {
     }
     let clock = Env::real();
     let start = clock.now();
-    let all = All { args, to, next: AtomicU64::new(from), stop: AtomicBool::new(false), done: Mutex::default() };
+    let all =
+        All { args, to, next: AtomicU64::new(from), stop: AtomicBool::new(false), done: Mutex::default() };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.unwrap_or(cores).clamp(1, (to - from) as usize);
     let progress = progress(to - from, args);
@@ -199,8 +200,7 @@ impl All<'_> {
             progress.suspend(|| eprintln!("cannot write {}: {error}", path.display()));
         }
         if !report.passed() {
-            progress
-                .suspend(|| println!("{}replay with: {}\n", report.explain(3), self.args.replay(seed)));
+            progress.suspend(|| println!("{}replay with: {}\n", report.explain(3), self.args.replay(seed)));
             done.failed.insert(seed);
             progress.set_message(format!("{} failed", done.failed.len()));
             self.stop.fetch_or(!self.args.keep_going, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! What a seed decides before anything runs: how many hosts, where, how far apart, and settings drawn small or odd.
 
 use super::Options;
-use super::faults::mix::{Kind, Mix};
+use super::faults::mix::Mix;
 use super::net::HostId;
 use hayloft_common::limits::DEFAULT_BLOCK_SIZE;
 use hayloft_gateway::limits::DomainConfig;
@@ -49,6 +49,8 @@ pub(super) struct Knobs {
     pub(super) mix: Mix,
     /// If given, faults strike these hosts only, and everybody else must go on being served.
     pub(super) victims: Option<Vec<HostId>>,
+    /// Whether the bucket has monotonic reads.
+    pub(super) monotonic: bool,
     /// How often each kind of request is made.
     pub(super) requests: Requests,
     /// Whether parts of 5 MiB occur: they make a run slow.
@@ -152,7 +154,7 @@ impl Knobs {
             .collect();
         let latency = draw_latency(random);
         let calm = random.random_bool(0.05);
-        let mix = Mix::new(random).without(NOT_YET);
+        let mix = Mix::new(random);
         let victims = random.random_bool(0.3).then(|| draw_victims(random, &storage, &gateways));
         let seconds = pick(random, &[5, 10, 20, 20, 40]);
         let fault_every = Duration::from_millis(random.random_range(500..5_000));
@@ -171,6 +173,7 @@ impl Knobs {
             fault_every: (!calm).then_some(fault_every),
             mix,
             victims,
+            monotonic: random.random_bool(0.3),
             requests: draw_requests(random),
             // With small blocks such a part would take longer than any client waits.
             large_parts: random.random_bool(0.2) && domain.block_size >= 64 << 10,
@@ -184,9 +187,6 @@ impl Knobs {
         }
     }
 }
-
-/// Faults that nodes are not made for yet.
-const NOT_YET: &[Kind] = &[Kind::MetadataLost];
 
 /// The storage nodes of one zone, and maybe gateways, but never all.
 fn draw_victims(random: &mut StdRng, storage: &[HostKnobs], gateways: &[HostKnobs]) -> Vec<HostId> {

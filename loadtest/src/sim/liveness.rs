@@ -38,7 +38,9 @@ pub(super) fn judge(
         !own && (error.is_retryable() || matches!(error, DomainError::Damaged { .. }))
     });
     if let Some(error) = failed {
-        world.fault(format!("{operation} through gateway {gateway} failed though a quorum is healthy: {error}"));
+        world.fault(format!(
+            "{operation} through gateway {gateway} failed though a quorum is healthy: {error}"
+        ));
     } else if took > bound {
         world.fault(format!(
             "{operation} through gateway {gateway} took {took:.1?} though a quorum is healthy (bound {bound:?})"

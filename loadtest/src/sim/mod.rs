@@ -29,13 +29,13 @@ pub use command::{MetaArgs, SimArgs, run, run_meta};
 use crate::check::{self, Violation};
 use clients::{BUCKET, Site};
 use faults::ledger::Ledger;
-use hayloft_gateway::domain::NewBucket;
+use hayloft_gateway::domain::{DomainError, NewBucket};
 use knobs::Knobs;
 use log::{FAULT, Log};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
-use world::World;
+use world::{Front, World};
 
 /// Between the last new fault and the end of all that were begun.
 const FAULTS_END: Duration = Duration::from_secs(20);
@@ -156,9 +156,13 @@ async fn whole(options: &Options) -> Report {
     }
     let (writes, bytes, digest) = world.network.digest();
     log.event("t", format!("network: {writes} writes, {bytes} bytes, {digest}"));
+    let monotonic = world.knobs.monotonic;
     let mut violations = site.violations.lock().clone();
     for (name, key) in &site.history.snapshot() {
         violations.extend(check::reads(name, key));
+        if monotonic {
+            violations.extend(check::monotonic(name, key));
+        }
     }
     world.end();
     let counts = site.counts.lock().clone();
@@ -177,7 +181,7 @@ async fn set_up(world: &World) -> anyhow::Result<()> {
             let front = world.front(gateway).ok_or_else(|| anyhow::anyhow!("a gateway is down"))?;
             let new = NewBucket { global_alias: Some(BUCKET.into()), ..NewBucket::default() };
             let done = match gateway {
-                0 => front.gateway.create_bucket(new).await.map(drop),
+                0 => make_bucket(world, &front, new).await,
                 _ => front.gateway.resolve(BUCKET).await.map(drop),
             };
             match done {
@@ -188,6 +192,17 @@ async fn set_up(world: &World) -> anyhow::Result<()> {
             tries += 1;
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+    Ok(())
+}
+
+async fn make_bucket(world: &World, front: &Front, new: NewBucket) -> Result<(), DomainError> {
+    if front.gateway.resolve(BUCKET).await.is_err() {
+        front.gateway.create_bucket(new).await?;
+    }
+    if world.knobs.monotonic {
+        let bucket = front.gateway.resolve(BUCKET).await?;
+        front.gateway.set_monotonic_reads(bucket.id(), true).await?;
     }
     Ok(())
 }

@@ -101,7 +101,11 @@ fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
         }
         9 => {
             let host = one(random, &held)?;
-            Some(Change::Assign(host, world.zone_of(&now.roles[&host].zone), 1 << random.random_range(38..42)))
+            Some(Change::Assign(
+                host,
+                world.zone_of(&now.roles[&host].zone),
+                1 << random.random_range(38..42),
+            ))
         }
         _ if now.copies == 5 => Some(Change::Copies(3)),
         _ => (held.len() >= 5).then_some(Change::Copies(5)),
@@ -193,10 +197,8 @@ pub(super) async fn run(world: World, ledger: Ledger, until: Duration) {
                     continue;
                 }
                 let (changes, rivals) = ([change], [rival]);
-                let both = futures::future::join(
-                    apply(&world, &at, &changes),
-                    apply(&world, &other, &rivals),
-                );
+                let both =
+                    futures::future::join(apply(&world, &at, &changes), apply(&world, &other, &rivals));
                 let (one, two) = both.await;
                 tell(&world, one);
                 tell(&world, two);

@@ -101,9 +101,19 @@ impl MemoryDisk {
         self.state.lock().faults.read_only = read_only;
     }
 
-    /// The device is gone, for good: from now on every operation fails.
+    /// The device is gone: from now on every operation fails.
     pub fn unplug(&self) {
         self.state.lock().unplugged = true;
+    }
+
+    /// The device is back as it was; what was not synced is lost, and files that were open cannot be used any more.
+    pub fn plug_in(&self) {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.unplugged) {
+            let planned = state.faults.crash_after;
+            state.crash(0, &mut Dice(0));
+            state.faults.crash_after = planned;
+        }
     }
 
     /// Removes everything, durably, as `rm -rf` of the directory's content: whoever has a file open keeps it.
@@ -444,5 +454,7 @@ mod tests {
         assert!(file.write_at(b"a", 0).is_err() && file.sync().is_err() && disk.list("").is_err());
         disk.crash(1);
         assert!(disk.create("g").is_err());
+        disk.plug_in();
+        assert!(disk.create("g").is_ok() && file.len().is_err());
     }
 }

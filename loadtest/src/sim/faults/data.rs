@@ -14,8 +14,7 @@ pub(super) fn rot(world: &World, ledger: &Ledger, random: &mut StdRng) {
     let Some(host) = any_storage(world, random).filter(|host| ledger.may_lose(*host)) else { return };
     let disk = random.random_range(0..world.knobs.disks);
     for _ in 0..random.random_range(1..4) {
-        if let Some(file) = world.disk(host, disk).rot_among(random.next_u64(), &|path| path != MARKER)
-        {
+        if let Some(file) = world.disk(host, disk).rot_among(random.next_u64(), &|path| path != MARKER) {
             world.log.event(FAULT, format!("a bit of {file} on disk {disk} of {} rots", world.name(host)));
         }
     }
@@ -42,6 +41,21 @@ pub(super) fn disk_lost(world: &World, ledger: &Ledger, random: &mut StdRng) {
         world.crash(host, true, seed);
         world.new_disk(host, disk);
         later(world, Duration::from_millis(seed % 2_000), move |world| world.start(host));
+    });
+}
+
+/// A disk's cable comes off, and is plugged in again later: nothing is lost. Whether the node takes it back at once or
+/// when it is started again is its business.
+pub(super) fn disk_away(world: &World, random: &mut StdRng) {
+    let Some(host) = any_storage(world, random) else { return };
+    let (disk, hold) = (random.random_range(0..world.knobs.disks), hold(random));
+    world.log.event(FAULT, format!("disk {disk} of {} is away for {hold:?}", world.name(host)));
+    let away = world.disk(host, disk);
+    away.unplug();
+    world.note_restart(host);
+    later(world, hold, move |world| {
+        world.log.event(FAULT, format!("disk {disk} of {} is back", world.name(host)));
+        away.plug_in();
     });
 }
 

@@ -5,7 +5,7 @@
 //! - [`crash`]: hosts that crash with or without a word and come back with what their disks had synced, disks that stop
 //!   in the middle of an operation before such a crash, failed syncs, power cuts of the whole cluster;
 //! - [`slow`]: slow machines and disks, machines that stand still and go on, wall clocks that jump by up to ten years;
-//! - [`data`]: disks lost, full and rotten, metadata full and lost.
+//! - [`data`]: disks lost, away for a while, full and rotten, metadata full and lost.
 //!
 //! Which kinds a run has, and how often each strikes, is part of the seed ([`mix`]). What destroys data durably asks
 //! the [`ledger`] first: never more copies than the promise allows.
@@ -60,6 +60,7 @@ fn one(world: &World, ledger: &Ledger, random: &mut StdRng, kind: Kind) {
         Kind::Pause => slow::pause(world, random),
         Kind::Rot => data::rot(world, ledger, random),
         Kind::DiskLost => data::disk_lost(world, ledger, random),
+        Kind::DiskAway => data::disk_away(world, random),
         Kind::DiskFull => data::disk_full(world, random),
         Kind::MetadataFull => data::metadata_full(world, random),
         Kind::MetadataLost => data::metadata_lost(world, ledger, random),
