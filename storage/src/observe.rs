@@ -1,8 +1,9 @@
 //! The node's own small HTTP port: `/health` for supervisors and load balancers, `/metrics` for Prometheus.
 
 use crate::serve::Node;
+use crate::workers::{resync, tombstones};
 use hayloft_common::config::{Secret, StorageConfig};
-use hayloft_common::telemetry::metric::{DiskMetrics, MetricError, Metrics, TableMetrics};
+use hayloft_common::telemetry::metric::{BlockMetrics, DiskMetrics, MetricError, Metrics, TableMetrics, WorkerMetrics};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -17,6 +18,8 @@ pub struct Observer {
     metrics: Metrics,
     disks: DiskMetrics,
     tables: TableMetrics,
+    workers: WorkerMetrics,
+    blocks: BlockMetrics,
     token: Option<Secret>,
     require_token: bool,
 }
@@ -56,6 +59,8 @@ impl Observer {
         Ok(Self {
             disks: DiskMetrics::new(&metrics)?,
             tables: TableMetrics::new(&metrics)?,
+            workers: WorkerMetrics::new(&metrics)?,
+            blocks: BlockMetrics::new(&metrics)?,
             metrics,
             node,
             token: config.admin.metrics_token().cloned(),
@@ -105,9 +110,33 @@ impl Observer {
             let entries = i64::try_from(space.entries).unwrap_or(i64::MAX);
             self.tables.size.with_label_values(&[space.space.name()]).set(entries);
         }
+        self.count_work().await;
         match self.metrics.render() {
             Ok(metrics) => text(StatusCode::OK, metrics),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    /// What the background workers say of themselves.
+    async fn count_work(&self) {
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for slot in self.node.workers.list() {
+            let (status, name) = (slot.report.status(), &[slot.name]);
+            self.workers.items.with_label_values(name).set(gauge(status.items));
+            self.workers.bytes.with_label_values(name).set(gauge(status.bytes));
+            self.workers.errors.with_label_values(name).set(gauge(status.errors));
+            if let Some(queue) = status.queue {
+                self.workers.queue.with_label_values(name).set(gauge(queue));
+                match slot.name {
+                    resync::NAME => self.blocks.resync_queue_length.set(gauge(queue)),
+                    tombstones::NAME => self.tables.gc_queue_length.with_label_values(&["all"]).set(gauge(queue)),
+                    _ => {}
+                }
+            }
+        }
+        match resync::errors(&self.node).await {
+            Ok(errors) => self.blocks.resync_errored_blocks.set(gauge(errors.len() as u64)),
+            Err(error) => tracing::debug!(%error, "blocks in trouble could not be counted"),
         }
     }
 

@@ -272,6 +272,28 @@ impl TableMetrics {
     }
 }
 
+/// Background workers of a storage node, by name.
+#[derive(Clone, Debug)]
+pub struct WorkerMetrics {
+    pub items: IntGaugeVec,
+    pub bytes: IntGaugeVec,
+    pub errors: IntGaugeVec,
+    pub queue: IntGaugeVec,
+}
+
+impl WorkerMetrics {
+    /// Registers the family.
+    pub fn new(m: &Metrics) -> Result<Self, MetricError> {
+        let worker = &["worker"];
+        Ok(Self {
+            items: m.int_gauges("hayloft_worker_items", "Items done since the start", worker)?,
+            bytes: m.int_gauges("hayloft_worker_bytes", "Bytes moved since the start", worker)?,
+            errors: m.int_gauges("hayloft_worker_errors", "Errors since the start", worker)?,
+            queue: m.int_gauges("hayloft_worker_queue_length", "Items waiting, where known", worker)?,
+        })
+    }
+}
+
 /// The disks of a storage node: `hayloft_local_disk_…` (and under the old prefix), by `volume`.
 #[derive(Clone)]
 pub struct DiskMetrics {
