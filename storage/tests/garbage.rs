@@ -59,17 +59,16 @@ fn what_a_replaced_version_held_goes_and_after_the_deletion_nothing_is_left() {
         cluster.put(&[object("k", 10, version(1), first)]).await;
         let second = cluster.put_blocks(version(2), &owner("k"), &[b"two", b"shared"]).await;
         cluster.put(&[object("k", 20, version(2), second.clone())]).await;
-        until("the replaced version's references are gone", || {
-            cluster.up().all(|node| {
+        cluster
+            .until_all("the replaced version's references are gone", |node| {
                 rows(node, TableId::BlockRef) == (2, 2)
                     && keys(node, Space::BlockIndex).len() == 2
                     && keys(node, Space::Queue).is_empty()
             })
-        })
-        .await;
+            .await;
         assert_eq!(read(&cluster, "k").await.unwrap().live().unwrap().id, version(2));
         cluster.put(&[deleted("k", 30)]).await;
-        until("all is gone", || cluster.up().all(is_empty)).await;
+        cluster.until_all("all is gone", is_empty).await;
         // A gateway whose clock is behind: its write is called outdated until it is above what was deleted.
         let late = WriteRows { mode: WriteMode::Put, rows: vec![row_bytes(&deleted("other", 29))] };
         for node in cluster.up() {
@@ -91,20 +90,15 @@ fn references_of_an_upload_live_as_long_as_they_are_renewed() {
             meanwhile(Duration::from_millis(200)).await;
             cluster.renew(version(1), &owner("kept"), &blocks).await;
         }
-        until("the abandoned upload is gone", || {
-            cluster.up().all(|node| {
-                rows(node, TableId::BlockRef) == (1, 1) && keys(node, Space::BlockIndex).len() == 1
-            })
-        })
-        .await;
         cluster.put(&[object("kept", 10, version(1), blocks)]).await;
-        until("the committed one was looked at", || {
-            cluster.up().all(|node| keys(node, Space::Queue).is_empty())
-        })
-        .await;
-        for node in cluster.up() {
-            assert_eq!(rows(node, TableId::BlockRef), (1, 1));
-        }
+        let looked_at = |node: &Arc<Node>| {
+            rows(node, TableId::BlockRef) == (1, 1)
+                && keys(node, Space::BlockIndex).len() == 1
+                && keys(node, Space::Queue).is_empty()
+        };
+        cluster
+            .until_all("the abandoned upload is gone and the committed one was looked at", looked_at)
+            .await;
     });
 }
 
@@ -175,9 +169,9 @@ fn parts_of_a_closed_upload_go_also_those_that_come_late() {
         })
         .await;
         cluster.put(&[upload(true)]).await;
-        until("all parts are gone", || cluster.up().all(is_empty)).await;
+        cluster.until_all("all parts are gone", is_empty).await;
         put_part(&cluster, 3, 4, u64::from(u32::MAX)).await;
-        until("the late part is gone", || cluster.up().all(is_empty)).await;
+        cluster.until_all("the late part is gone", is_empty).await;
     });
 }
 
@@ -205,16 +199,15 @@ fn block_lists_in_rows_of_their_own_go_with_their_version() {
         // Never committed.
         let blocks = cluster.put_blocks(version(2), &owner("k"), &plain[..20]).await;
         write(2, &blocks).await;
-        until("what was not committed is gone", || {
-            cluster.up().all(|node| {
+        cluster
+            .until_all("what was not committed is gone", |node| {
                 rows(node, TableId::Manifest) == (10, 10)
                     && rows(node, TableId::BlockRef) == (70, 70)
                     && keys(node, Space::Queue).is_empty()
             })
-        })
-        .await;
+            .await;
         cluster.put(&[deleted("k", 20)]).await;
-        until("all is gone", || cluster.up().all(is_empty)).await;
+        cluster.until_all("all is gone", is_empty).await;
     });
 }
 
@@ -238,7 +231,7 @@ fn a_node_that_was_away_while_an_object_was_deleted_does_not_bring_it_back() {
         }
         cluster.run(2).await;
         cluster.until_connected().await;
-        until("all is gone", || cluster.up().all(is_empty)).await;
+        cluster.until_all("all is gone", is_empty).await;
         assert!(read(&cluster, "k").await.is_none());
     });
 }

@@ -29,6 +29,7 @@ use hayloft_storage::disk::MemoryDisk;
 use hayloft_storage::meta::memory::MemoryDisk as MemoryMeta;
 use hayloft_storage::meta::{Direction, KeyRange, Space, Step};
 use hayloft_storage::serve::{Node, Sabotage};
+use hayloft_storage::tables::queue::{self, Kind};
 use hayloft_storage::workers::Settings;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -186,6 +187,21 @@ impl TestCluster {
         until("all nodes are connected", all).await;
     }
 
+    /// As [`until`], for every node that is up; a failure tells what they hold.
+    pub(crate) async fn until_all(&self, what: &str, done: impl Fn(&Arc<Node>) -> bool) {
+        let clock = Env::real();
+        let begin = clock.now();
+        while !self.up().all(&done) {
+            if clock.now().saturating_sub(begin) > PATIENCE {
+                for node in self.up() {
+                    eprintln!("{}: {}", node.id.short(), describe(node));
+                }
+                panic!("in vain: {what}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Writes rows of one partition as a client does.
     pub(crate) async fn put<R: Row>(&self, rows: &[R]) {
         let place = Hash::of(&rows[0].partition_key());
@@ -300,6 +316,31 @@ pub(crate) fn rows(node: &Node, table: TableId) -> (usize, usize) {
         })
         .unwrap();
     (all, live)
+}
+
+fn describe(node: &Node) -> String {
+    let tables: Vec<String> = TableId::ALL
+        .into_iter()
+        .map(|table| (table, rows(node, table)))
+        .filter(|(_, rows)| rows.0 > 0)
+        .map(|(table, (all, live))| format!("{} {all} ({live} live)", table.name()))
+        .collect();
+    let queue: Vec<String> = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| queue::read(&*node.engine, &kind.range(), 10).unwrap())
+        .map(|(_, entry)| format!("{:?} of {} ms ago", entry.work, node.env.wall_millis() - entry.queued_ms))
+        .collect();
+    let workers: Vec<String> = node
+        .workers
+        .list()
+        .iter()
+        .map(|slot| {
+            let status = slot.report.status();
+            format!("{}: {:?} {:?}", slot.name, status.last_error, status.notes)
+        })
+        .collect();
+    let blocks = keys(node, Space::BlockIndex).len();
+    format!("rows {tables:?}, {blocks} blocks, queue {queue:#?}, workers {workers:#?}")
 }
 
 /// Waits until background work has come so far.
