@@ -152,7 +152,7 @@ pub async fn write_bounded<M: Message>(
     judge: impl Fn(&M::Reply) -> Verdict,
     late: Option<&Arc<LateCalls>>,
 ) -> Result<Vec<M::Reply>, FanoutError<M::Reply>> {
-    let message = Arc::new(message);
+    let (message, began) = (Arc::new(message), cluster.env().now());
     for tries in 1..=MAX_EPOCH_RETRIES {
         let layout = cluster.layout();
         let sets = layout.write_sets(layout.partition_of(&place)).map_err(|_| FanoutError::NoLayout)?;
@@ -198,7 +198,9 @@ pub async fn write_bounded<M: Message>(
         if !moves.newer && !rejected.is_empty() {
             return Err(FanoutError::Rejected { replies: rejected });
         }
-        if !moves.again(tries).await {
+        // What is begun again much later could come behind the collection of a tombstone above it.
+        let is_late = cluster.env().now().saturating_sub(began) > CALL_DEADLINE;
+        if is_late || !moves.again(tries).await {
             let wanted = tracker.wanted();
             return Err(FanoutError::NoQuorum { wanted, answered: accepted.len(), errors });
         }
