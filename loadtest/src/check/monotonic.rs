@@ -6,6 +6,10 @@
 //! ("forward": the value was certainly there from `f` to `s`) must not overlap another forward zone nor contain
 //! a backward zone. Absence may be written many times, so deletes take no part: what this finds is wrong for
 //! sure, some wrongs around deletes it does not find.
+//!
+//! One thing is allowed beyond that: until it is acknowledged, a write may take effect more than once. A gateway that is
+//! told of a newer row writes its own again above it, so others may see it, then the newer one, then it again. So a read
+//! of a write that is not acknowledged is a zone of its own.
 
 use super::{Fault, Violation};
 use crate::history::{KeyHistory, Outcome, State};
@@ -32,45 +36,41 @@ impl Zone {
     }
 }
 
-/// Pairs of states of one key whose reads cannot be put in order, at most one for each state.
-pub fn monotonic(name: &str, key: &KeyHistory) -> Vec<Violation> {
-    let mut zones: BTreeMap<State, Zone> = BTreeMap::new();
-    for read in &key.reads {
-        if read.state == State::Absent {
-            continue;
-        }
-        let zone = zones.entry(read.state).or_insert(Zone {
-            state: read.state,
-            first_end: read.end,
-            last_start: read.start,
-        });
-        zone.first_end = zone.first_end.min(read.end);
-        zone.last_start = zone.last_start.max(read.start);
-    }
+/// The zones of a key; see the head.
+fn zones(key: &KeyHistory) -> Vec<Zone> {
+    let mut zones = Vec::new();
+    let mut acknowledged: BTreeMap<State, Zone> = BTreeMap::new();
     for write in &key.writes {
-        if write.state == State::Absent {
-            continue;
-        }
-        let zone = match (write.outcome, zones.get_mut(&write.state)) {
-            (_, Some(zone)) => zone,
-            (Outcome::Acked, None) => zones.entry(write.state).or_insert(Zone {
+        if let (Outcome::Acked, Some(end)) = (write.outcome, write.end)
+            && write.state != State::Absent
+        {
+            let zone = acknowledged.entry(write.state).or_insert(Zone {
                 state: write.state,
-                first_end: Duration::MAX,
+                first_end: end,
                 last_start: write.start,
-            }),
-            // Never read: it may not have happened.
-            (Outcome::Unknown | Outcome::Refused, None) => continue,
-        };
-        zone.last_start = zone.last_start.max(write.start);
-        if let Some(end) = write.end {
+            });
             zone.first_end = zone.first_end.min(end);
+            zone.last_start = zone.last_start.max(write.start);
         }
     }
-    let zones: Vec<_> = zones.into_values().collect();
+    for read in key.reads.iter().filter(|read| read.state != State::Absent) {
+        match acknowledged.get_mut(&read.state).filter(|zone| zone.first_end < read.start) {
+            Some(zone) => zone.last_start = zone.last_start.max(read.start),
+            None => zones.push(Zone { state: read.state, first_end: read.end, last_start: read.start }),
+        }
+    }
+    zones.extend(acknowledged.into_values());
+    zones
+}
+
+/// Pairs of states of one key whose reads cannot be put in order.
+pub fn monotonic(name: &str, key: &KeyHistory) -> Vec<Violation> {
+    let zones = zones(key);
     let mut found = Vec::new();
     for (index, zone) in zones.iter().enumerate() {
         let rest = zones.iter().enumerate();
-        let clash = rest.filter(|(other, _)| *other != index).find(|(other, candidate)| {
+        let others = rest.filter(|(_, candidate)| candidate.state != zone.state);
+        let clash = others.into_iter().find(|(other, candidate)| {
             zone.conflicts(candidate) && (!candidate.is_forward() || *other > index)
         });
         if let Some((_, other)) = clash {
@@ -134,6 +134,12 @@ mod tests {
     fn readers_that_disagree_on_two_concurrent_writes_are_found() {
         assert_eq!(judge(&[(1, 1, 5), (2, 1, 5)], &[(1, 6, 7), (2, 8, 9), (1, 10, 11)]), 1);
         assert_eq!(judge(&[(1, 1, 5), (2, 1, 5)], &[(2, 6, 7), (2, 10, 11)]), 0);
+    }
+
+    #[test]
+    fn a_write_may_be_seen_again_until_it_is_acknowledged_and_not_after_that() {
+        assert_eq!(judge(&[(1, 1, 20), (2, 3, 6)], &[(1, 4, 5), (2, 7, 8), (2, 9, 10), (1, 21, 22)]), 0);
+        assert_eq!(judge(&[(1, 1, 20), (2, 3, 6)], &[(2, 7, 8), (1, 21, 22), (2, 23, 24), (1, 25, 26)]), 1);
     }
 
     #[test]

@@ -86,6 +86,9 @@ async fn look_at(
     if with_blocks {
         // Only a scrub finds what a crash left on a disk.
         blocks(node, &index, world.knobs.scrubs_in_time(), &mut view).await;
+        if world.may_be_rotten(host) {
+            view.copies.values_mut().for_each(|wrong| *wrong = None);
+        }
     }
     Ok(view)
 }

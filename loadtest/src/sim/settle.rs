@@ -32,7 +32,9 @@ pub(super) async fn settle(world: &World, ledger: &Ledger) {
         let wrong = wrong(world).await;
         if wrong.is_empty() {
             world.log.event(FAULT, format!("converged after {:.0?}", world.log.now() - start));
-            ledger.whole();
+            if !world.storage_hosts().any(|host| world.may_be_rotten(host)) {
+                ledger.whole();
+            }
             return;
         }
         if world.log.now() >= end {

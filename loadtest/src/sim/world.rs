@@ -66,6 +66,8 @@ struct Storage {
     disks_made: usize,
     /// Something failed that only a restart mends.
     restart: bool,
+    /// Bits have rotted on its disks.
+    rotten: bool,
     running: Arc<Mutex<Option<Running>>>,
 }
 
@@ -150,6 +152,7 @@ impl World {
                 disks: (0..knobs.disks).map(|n| disk::MemoryDisk::new(format!("disk{n}"))).collect(),
                 disks_made: knobs.disks,
                 restart: false,
+                rotten: false,
                 running: Arc::default(),
             })
             .collect();
@@ -292,6 +295,16 @@ impl World {
     /// Something of a node has failed that only a restart mends.
     pub(super) fn note_restart(&self, host: HostId) {
         self.state.lock().storage[host].restart = true;
+    }
+
+    /// Bits of a node's disks have rotted.
+    pub(super) fn note_rot(&self, host: HostId) {
+        self.state.lock().storage[host].rotten = true;
+    }
+
+    /// Whether a node may have bad copies that nothing has found yet: only a scrub looks at what nobody reads.
+    pub(super) fn may_be_rotten(&self, host: HostId) -> bool {
+        self.state.lock().storage[host].rotten && !self.knobs.scrubs_in_time()
     }
 
     /// Whether a node has to be started again before all of it works.

@@ -14,17 +14,17 @@
 //! - Out of scope: torn batches and bit rot (fjall's journal and tables carry checksums).
 //!
 //! Time costs nothing here. Reads are consistent without holding up writers: a snapshot shares the maps and
-//! a writer copies a map only while someone still reads its old state.
+//! a writer copies only the pieces it changes (`map`).
+
+mod map;
 
 use super::{Batch, Direction, Engine, KeyRange, MetaError, Space, SpaceStats, Stats, Step, View, Visitor};
 use bytes::Bytes;
+use map::Map;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-type Map = BTreeMap<Bytes, Bytes>;
 type Maps = Vec<Arc<Map>>;
 
 /// What shall go wrong next.
@@ -166,7 +166,7 @@ fn apply(maps: &mut Maps, batch: Batch) {
         match value {
             Some(value) => map.insert(key, value),
             None => map.remove(&key),
-        };
+        }
     }
 }
 
@@ -300,8 +300,7 @@ impl View for MemoryView {
 fn scan_map(map: &Map, range: &KeyRange, direction: Direction, visit: &mut Visitor<'_>) {
     let mut range = range.clone();
     while !range.is_empty() {
-        let upper = range.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut entries = map.range::<[u8], _>((Bound::Included(range.from.as_slice()), upper));
+        let mut entries = map.range(&range.from, range.to.as_deref());
         let target = loop {
             let entry = match direction {
                 Direction::Forward => entries.next(),

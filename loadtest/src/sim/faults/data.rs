@@ -13,6 +13,7 @@ use std::time::Duration;
 pub(super) fn rot(world: &World, ledger: &Ledger, random: &mut StdRng) {
     let Some(host) = any_storage(world, random).filter(|host| ledger.may_lose(*host)) else { return };
     let disk = random.random_range(0..world.knobs.disks);
+    world.note_rot(host);
     for _ in 0..random.random_range(1..4) {
         if let Some(file) = world.disk(host, disk).rot_among(random.next_u64(), &|path| path != MARKER) {
             world.log.event(FAULT, format!("a bit of {file} on disk {disk} of {} rots", world.name(host)));
