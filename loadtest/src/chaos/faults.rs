@@ -3,12 +3,11 @@
 use super::membership::Membership;
 use super::small_disk::SmallDisk;
 use crate::cluster::{Daemon, Links, Role, Rule};
-use crate::testbed::{Testbed, data_dirs, metadata_dir};
+use crate::testbed::{Testbed, data_dirs, delete_dir, metadata_dir};
 use anyhow::{Context as _, Result, bail, ensure};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 const HOUR_MS: i64 = 3_600_000;
@@ -110,8 +109,6 @@ pub(super) struct Chaos {
     offsets: BTreeMap<String, i64>,
     /// Something was destroyed, and the cluster is not whole again yet.
     owed: bool,
-    /// A data directory that was deleted, with its node: it gets an empty one again.
-    lost_disk: Option<(Daemon, PathBuf)>,
     injected: BTreeMap<&'static str, u64>,
     this_round: Vec<&'static str>,
     rounds: u64,
@@ -165,7 +162,6 @@ impl Chaos {
             small_disk,
             offsets: BTreeMap::new(),
             owed: false,
-            lost_disk: None,
             injected: BTreeMap::new(),
             this_round: Vec::new(),
             rounds: 0,
@@ -292,8 +288,7 @@ impl Chaos {
                 let dirs = data_dirs(&self.bed.processes.member(victim)?.config)?;
                 // The first may be the one in memory, which cannot be deleted.
                 let Some(dir) = dirs.get(1) else { return Ok(()) };
-                std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
-                self.lost_disk = Some((victim, dir.clone()));
+                delete_dir(dir)?;
                 self.owed = true;
             }
             Kind::LoseNode => return self.lose_node(victim).await,
@@ -332,9 +327,7 @@ impl Chaos {
         }
         self.bed.processes.kill(&[victim]).await?;
         for dir in dirs.into_iter().chain([metadata_dir(&config)?]) {
-            if dir.exists() {
-                std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
-            }
+            delete_dir(&dir)?;
         }
         self.owed = true;
         self.note(Kind::LoseNode.name());
@@ -409,13 +402,6 @@ impl Chaos {
     /// Waits until the cluster is whole: all nodes up, the layout settled, nothing wrong found.
     pub(super) async fn recover(&mut self, limit: Duration) -> Result<()> {
         self.heal().await?;
-        if let Some((daemon, dir)) = self.lost_disk.take() {
-            // Whoever repairs it puts an empty disk in its place.
-            self.bed.processes.kill(&[daemon]).await?;
-            std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-            self.restart(daemon)?;
-            self.bed.listening(daemon).await?;
-        }
         self.bed.healthy().await?;
         self.bed.everyone_up(BACK).await?;
         let took = self.bed.converged(false, limit).await.context("the cluster is not whole again")?;

@@ -12,7 +12,7 @@ mod usage;
 pub use links::{Front, Links, Rule};
 pub use process::{Daemon, Processes, beside, is_running, kill_now, terminate};
 pub use scrape::{Series, scrape};
-pub use usage::{Usage, disk_usage, machine_disk_free, reset_peak, usage_of};
+pub use usage::{Usage, disk_usage, file_lengths, machine_disk_free, reset_peak, usage_of};
 
 use crate::client::Settings;
 use anyhow::{Context as _, Result, ensure};

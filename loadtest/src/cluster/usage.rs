@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// What a process, or several together, use.
@@ -67,11 +68,19 @@ pub fn machine_disk_free(path: &Path) -> Result<u64> {
 
 /// Bytes that the files under `path` take on disk. What goes away meanwhile is not counted.
 pub fn disk_usage(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
+    sum(path, &|data| data.blocks() * 512)
+}
+
+/// Lengths of the files under `path`: also what is reserved and not written yet.
+pub fn file_lengths(path: &Path) -> u64 {
+    sum(path, &std::fs::Metadata::len)
+}
+
+fn sum(path: &Path, size: &dyn Fn(&std::fs::Metadata) -> u64) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {
-        Ok(data) if data.is_dir() => disk_usage(&entry.path()),
-        Ok(data) => data.blocks() * 512,
+        Ok(data) if data.is_dir() => sum(&entry.path(), size),
+        Ok(data) => size(&data),
         Err(_) => 0,
     });
     sizes.sum()

@@ -6,11 +6,11 @@
 use super::{Context, end};
 use crate::cluster::{Daemon, Role, disk_usage};
 use crate::testbed::{
-    Load, Shape, Testbed, data_dirs, fill, give_back_disks, judge, metadata_dir, no_failures,
+    Load, Shape, Testbed, data_dirs, delete_dir, fill, give_back_disks, judge, metadata_dir, no_failures,
     take_other_disks, verify,
 };
 use crate::workload::{Keys, Mix, Site};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
 /// How long clients work before and after the event.
@@ -47,10 +47,10 @@ fn load(cx: &Context<'_>, data: &Data) -> Load {
 
 /// The end of each: whole again, everything judged and read.
 async fn whole(cx: &mut Context<'_>, bed: &Testbed, data: &Data, load: Load) -> Result<()> {
-    let start = bed.env.now();
-    bed.converged(false, cx.args.limit()).await?;
-    cx.figures.seconds("whole again", bed.env.now().saturating_sub(start));
+    tokio::time::sleep(WORK).await;
     load.stop().await?;
+    let took = bed.converged(false, cx.args.limit()).await?;
+    cx.figures.seconds("whole again", took);
     judge(&data.site, false)?;
     no_failures(&data.site).context("clients noticed")?;
     verify(bed, &data.site, &data.busy, false).await?;
@@ -63,7 +63,7 @@ async fn destroy(bed: &mut Testbed, daemon: Daemon) -> Result<()> {
     bed.processes.kill(&[daemon]).await?;
     let config = bed.processes.member(daemon)?.config.clone();
     for dir in data_dirs(&config)?.into_iter().chain([metadata_dir(&config)?]) {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot delete {}", dir.display()))?;
+        delete_dir(&dir)?;
     }
     Ok(())
 }
@@ -155,33 +155,43 @@ pub(super) async fn power_cut(cx: &mut Context<'_>) -> Result<()> {
     end(bed, result).await
 }
 
-/// A node loses its metadata and keeps its blocks. What it gave its word for is gone, so it comes back as a new node
-/// that replaces the old one, and takes the blocks on its disks into its index before it fetches any.
+/// A node loses its metadata and keeps its key and blocks: it is just started. Then one loses its key as well: it is a
+/// new node, which replaces its former self. Both find their blocks again on their disks.
 pub(super) async fn lost_metadata(cx: &mut Context<'_>) -> Result<()> {
     let mut bed = cx.cluster(Shape { storage: Some(3), ..Shape::default() }).await?;
     let result = async {
         let data = data(cx, &bed).await?;
-        let clients = load(cx, &data);
-        tokio::time::sleep(WORK).await;
+        let links = bed.links().context("the cluster was started without links")?.clone();
+        for (victim, key_too) in [(storage(1), false), (storage(2), true)] {
+            let clients = load(cx, &data);
+            tokio::time::sleep(WORK).await;
+            let old = bed.node_id(victim)?;
+            let name = bed.processes.member(victim)?.name.clone();
+            bed.processes.kill(&[victim]).await?;
+            let config = bed.processes.member(victim)?.config.clone();
+            let metadata = metadata_dir(&config)?;
+            delete_dir(&if key_too { metadata } else { metadata.join("db") })?;
+            let blocks: u64 = data_dirs(&config)?.iter().map(|dir| disk_usage(dir)).sum();
+            cx.figures.mib(format!("{name}: blocks kept on its disks"), blocks);
+            tokio::time::sleep(WORK).await;
+            let sent = links.bytes_of_node(&name);
+            let new = bed.processes.run_storage(victim, &["--print-node-id"])?.trim().to_owned();
+            ensure!((new == old) != key_too, "{name} is {new} now and was {old}");
+            bed.restart(&[victim], &[])?;
+            bed.listening(victim).await?;
+            bed.processes.renamed(victim, &new);
+            bed.everyone_up(PATIENCE).await?;
+            if key_too {
+                replace(cx, &bed, &[(old, new)], data.bytes).await?;
+            }
+            whole(cx, &bed, &data, clients).await.with_context(|| name.clone())?;
+            cx.figures.mib(format!("{name}: exchanged with other nodes"), links.bytes_of_node(&name) - sent);
+        }
         let victim = storage(1);
-        let old = bed.node_id(victim)?;
-        bed.processes.kill(&[victim]).await?;
-        let config = bed.processes.member(victim)?.config.clone();
-        std::fs::remove_dir_all(metadata_dir(&config)?)?;
-        let blocks: u64 = data_dirs(&config)?.iter().map(|dir| disk_usage(dir)).sum();
-        cx.figures.mib("blocks kept on its disks", blocks);
-        tokio::time::sleep(WORK).await;
-        let new = bed.rebuild_index(victim).await?;
-        bed.restart(&[victim], &[])?;
-        bed.listening(victim).await?;
-        bed.processes.renamed(victim, &new);
-        bed.everyone_up(PATIENCE).await?;
-        replace(cx, &bed, &[(old, new)], data.bytes).await?;
-        whole(cx, &bed, &data, clients).await?;
         let taken = take_other_disks(&mut bed, victim).await?;
         let proof = verify(&bed, &data.site, &data.resting, false).await;
         give_back_disks(&mut bed, victim, &taken).await?;
-        proof.context("from the node with the rebuilt index alone")?;
+        proof.context("from the node that lost its metadata alone")?;
         Ok(())
     };
     let result = result.await;

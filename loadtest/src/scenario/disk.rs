@@ -3,7 +3,8 @@
 use super::{Context, end};
 use crate::cluster::{Daemon, Role, disk_usage, machine_disk_free};
 use crate::testbed::{
-    Reader, Shape, Testbed, data_dirs, fill, give_back_disks, no_failures, take_other_disks, verify,
+    Reader, Shape, Testbed, data_dirs, delete_dir, fill, give_back_disks, no_failures, take_other_disks,
+    verify,
 };
 use crate::workload::{Keys, Site};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -62,7 +63,7 @@ async fn work(cx: &mut Context<'_>, bed: &mut Testbed, taken_out: bool) -> Resul
     if taken_out {
         bed.processes.kill(&[VICTIM]).await?;
     }
-    std::fs::remove_dir_all(&dirs[1]).context("cannot delete the directory")?;
+    delete_dir(&dirs[1])?;
     if taken_out {
         take_out(&bed.processes.member(VICTIM)?.config.clone(), &dirs[0])?;
         bed.restart(&[VICTIM], &[])?;

@@ -107,6 +107,7 @@ impl Testbed {
     pub async fn converged(&self, wholly: bool, limit: Duration) -> Result<Duration> {
         let start = self.env.now();
         self.operator.layout_settled(0, limit).await?;
+        let mut shown = String::new();
         loop {
             let last = match findings(&self.operator).await {
                 Ok(found) if found.is_clean() || (!wholly && found.wrong.is_empty()) => {
@@ -115,8 +116,13 @@ impl Testbed {
                 Ok(found) => format!("wrong: {:?}, pending: {:?}", found.wrong, found.pending),
                 Err(error) => format!("{error:#}"),
             };
-            if self.env.now().saturating_sub(start) > limit {
+            let waited = self.env.now().saturating_sub(start);
+            if waited > limit {
                 bail!("not whole after {limit:?}: {last}");
+            }
+            if shown != last {
+                println!("  not whole yet ({:.0} s): {last}", waited.as_secs_f64());
+                shown = last;
             }
             tokio::time::sleep(PAUSE).await;
         }

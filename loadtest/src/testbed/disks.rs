@@ -37,6 +37,18 @@ pub fn metadata_dir(config: &Path) -> Result<PathBuf> {
     dir.map(PathBuf::from).with_context(|| format!("{} has no metadata_dir", config.display()))
 }
 
+/// Deletes a directory with all it holds, also if someone writes into it meanwhile.
+pub fn delete_dir(dir: &Path) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < 100 => tries += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => return other.with_context(|| format!("cannot delete {}", dir.display())),
+        }
+    }
+}
+
 /// All files under `dir`, added to `files`.
 pub fn collect_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {

@@ -10,7 +10,7 @@ mod verify;
 
 pub use converge::{Findings, findings};
 pub use dev::Shape;
-pub use disks::{collect_files, data_dirs, give_back_disks, metadata_dir, take_other_disks};
+pub use disks::{collect_files, data_dirs, delete_dir, give_back_disks, metadata_dir, take_other_disks};
 pub use load::{Load, Reader, delete_keys, fill, read_keys};
 pub use operator::{Applied, Operator, number};
 pub use verify::{Verified, judge, no_failures, no_refusals, verify};
@@ -156,14 +156,6 @@ impl Testbed {
         self.processes.kill(&[daemon]).await?;
         self.restart(&[daemon], arguments)?;
         self.listening(daemon).await
-    }
-
-    /// Rebuilds a storage node's index from its disks, as the operator does while it is down; gives the node's id, a
-    /// new one if it lost that with its metadata.
-    pub async fn rebuild_index(&self, daemon: Daemon) -> Result<String> {
-        let printed = self.processes.run_storage(daemon, &["rebuild-index"])?;
-        println!("  rebuild-index: {}", printed.trim());
-        Ok(self.processes.run_storage(daemon, &["--print-node-id"])?.trim().to_owned())
     }
 
     /// The id of a storage node in the layout.
