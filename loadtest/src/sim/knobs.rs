@@ -30,6 +30,8 @@ pub(super) struct HostKnobs {
 #[derive(Clone, Debug)]
 pub(super) struct Knobs {
     pub(super) storage: Vec<HostKnobs>,
+    /// Partitions, as a power of two: few, since work per partition is most of what an idle cluster does.
+    pub(super) partition_bits: u8,
     /// The first so many storage nodes have a role from the beginning.
     pub(super) roles: usize,
     /// Mean time between two changes of the layout; none: it stays.
@@ -161,6 +163,7 @@ impl Knobs {
         let domain = draw_domain(random);
         Self {
             storage,
+            partition_bits: pick(&mut rng(options.seed, "partitions"), &[1, 3, 4, 4, 4, 5, 8]),
             roles: nodes,
             layout_every,
             gateways,

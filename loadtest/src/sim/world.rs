@@ -18,7 +18,6 @@ use hayloft_common::id::NodeId;
 use hayloft_common::layout::{
     ActiveLayout, ConsistencyMode, Parameters, Role as LayoutRole, StagedChanges, ZoneRedundancy,
 };
-use hayloft_common::limits::DEFAULT_PARTITION_BITS;
 use hayloft_gateway::domain::{ClusterStore, Gateway};
 use hayloft_gateway::layout::LayoutManager;
 use hayloft_proto::body::Body;
@@ -419,7 +418,7 @@ impl World {
             _ => ConsistencyMode::Consistent,
         };
         let parameters = Parameters { replication_factor: 3, zone_redundancy: ZoneRedundancy::Maximum };
-        let empty = ActiveLayout::empty(parameters, DEFAULT_PARTITION_BITS);
+        let empty = ActiveLayout::empty(parameters, self.knobs.partition_bits);
         let zone = Some(format!("z{}", self.zone(host)));
         let cluster = Cluster::new(env.clone(), pool, zone, mode, empty, Arc::new(NoLayoutStore));
         let membership = Membership::new(cluster.clone(), None, self.peers(host), StagedChanges::default());
