@@ -252,6 +252,44 @@ fn open_engine(config: &StorageConfig, identity: &meta::Identity) -> Result<Fjal
     FjallEngine::open(&fjall, identity)
 }
 
+/// Rebuilds the block index of a node that is stopped; see `data_disks::rebuild`.
+pub async fn rebuild_index(
+    config: &StorageConfig,
+    env: &Env,
+    progress: &mut dyn FnMut(&data_disks::Rebuilt),
+) -> anyhow::Result<data_disks::Rebuilt> {
+    let (engine, claim) = open_stopped(config)?;
+    let identity = blocks::Identity { cluster: claim.cluster, node: claim.node };
+    data_disks::rebuild_stopped(&engine, disk_configs(&config.data_dir), identity, block_config(config), env, progress)
+        .await
+        .map_err(Into::into)
+}
+
+/// Forgets which disk a stopped node knew at `path`; returns it.
+pub fn accept_disk(config: &StorageConfig, path: &std::path::Path) -> anyhow::Result<blocks::DiskId> {
+    let known = config.data_dir.iter().any(|dir| dir.path == path);
+    anyhow::ensure!(known, "{} does not stand in data_dir of the configuration", path.display());
+    let (engine, _) = open_stopped(config)?;
+    let was = data_disks::accept(&*engine, path)?;
+    was.with_context(|| format!("this node knows of no disk at {}: there is nothing to forget", path.display()))
+}
+
+/// Opens the metadata of a node that must not run meanwhile.
+fn open_stopped(config: &StorageConfig) -> anyhow::Result<(Arc<dyn Engine>, meta::Identity)> {
+    let secret = RpcSecret::new(*config.rpc_secret().as_bytes());
+    let claim = meta::Identity { cluster: secret.cluster_id(), node: identity(config)?.id() };
+    let engine = open_engine(config, &claim).context("the metadata can't be opened; is the node stopped?")?;
+    Ok((Arc::new(engine), claim))
+}
+
+fn block_config(config: &StorageConfig) -> BlockConfig {
+    BlockConfig {
+        data_fsync: config.data_fsync,
+        disk_reserve: disk_reserve(&config.data_dir),
+        ..BlockConfig::default()
+    }
+}
+
 /// Runs a storage node as its configuration says, until `stop` is ready.
 pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let key = identity(config)?;
@@ -264,11 +302,7 @@ pub async fn run(config: &StorageConfig, env: Env, stop: impl Future<Output = ()
         engine: Arc::new(engine),
         disks: disk_configs(&config.data_dir),
         metadata_disk: Some(Arc::new(RealDisk::new(&config.metadata_dir))),
-        blocks: BlockConfig {
-            data_fsync: config.data_fsync,
-            disk_reserve: disk_reserve(&config.data_dir),
-            ..BlockConfig::default()
-        },
+        blocks: block_config(config),
         commit: commit::Config { fsync: config.metadata_fsync, ..commit::Config::default() },
         rpc: Limits::default(),
         rpc_bind_addr: config.rpc_bind_addr.clone(),

@@ -157,6 +157,21 @@ pub fn accept(engine: &dyn Engine, path: &Path) -> Result<Option<DiskId>, MetaEr
     Ok(Some(DiskId(u32::from_le_bytes(id))))
 }
 
+/// Rebuilds the index of a node that does not run, from its disks.
+pub async fn rebuild_stopped(
+    engine: &Arc<dyn Engine>,
+    disks: Vec<DiskConfig>,
+    identity: blocks::Identity,
+    config: BlockConfig,
+    env: &Env,
+    progress: &mut dyn FnMut(&Rebuilt),
+) -> Result<Rebuilt, DisksError> {
+    let disks = remember(&**engine, disks)?;
+    let store = BlockStore::open(disks, identity, config, env.clone(), &EngineIndex(engine.clone()))?;
+    keep(&**engine, &store.stats().await?)?;
+    Ok(rebuild(engine, &store, env, progress)?)
+}
+
 /// What a rebuild of the index found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rebuilt {
@@ -209,7 +224,14 @@ pub fn rebuild(
     mark(&**engine, INDEX_KEY)?;
     store.recount(&EngineIndex(engine.clone()));
     let Rebuilt { blocks, bytes, duplicates, damaged, dropped } = rebuilt;
-    tracing::warn!(blocks, bytes, duplicates, damaged, dropped, "the block index has been rebuilt from the disks");
+    tracing::warn!(
+        blocks,
+        bytes,
+        duplicates,
+        damaged,
+        dropped,
+        "the block index has been rebuilt from the disks"
+    );
     Ok(rebuilt)
 }
 
@@ -286,9 +308,8 @@ async fn revive(node: &Arc<Node>) {
     }
     let Ok(stats) = node.blocks.stats().await else { return };
     let engine = node.engine.clone();
-    match node.env.run_blocking(move || keep(&*engine, &stats)).await {
-        Ok(Err(error)) => tracing::error!(%error, "which disk lies where could not be noted"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = node.env.run_blocking(move || keep(&*engine, &stats)).await {
+        tracing::error!(%error, "which disk lies where could not be noted");
     }
     node.workers.wake(block_scan::NAME);
 }

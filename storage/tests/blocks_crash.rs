@@ -90,7 +90,7 @@ proptest! {
 
     #[test]
     fn nor_by_any_way_the_rest_is_torn(step in 0_u64..1100, seed: u32) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(crash_at(step, u64::from(seed), 3));
     }
 }

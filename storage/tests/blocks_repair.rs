@@ -6,7 +6,8 @@ mod blocks_support;
 use blocks_support::block;
 use blocks_support::cluster::*;
 use hayloft_common::hash::Hash;
-use hayloft_storage::blocks::{DiskConfig, Place};
+use hayloft_storage::blocks::{BlockIndex, DiskConfig, MemoryIndex, Place};
+use hayloft_storage::data_disks::{self, EngineIndex};
 use hayloft_storage::disk::{Disk, MemoryDisk};
 use hayloft_storage::meta::{Engine, Space};
 use hayloft_storage::workers::{compact, scrub};
@@ -33,7 +34,8 @@ async fn a_deleted_directory_is_made_anew_and_its_blocks_are_fetched_again() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let paths: Vec<_> = dirs.iter().map(|dir| dir.path().join("data")).collect();
     let own = paths.iter().map(DiskConfig::path).collect();
-    let machines = [Machine::new(own), Machine::new(memory(&disks(&["b"]))), Machine::new(memory(&disks(&["c"])))];
+    let machines =
+        [Machine::new(own), Machine::new(memory(&disks(&["b"]))), Machine::new(memory(&disks(&["c"])))];
     let running = start_all(&machines).await;
     let hashes = put_some(&running, 60).await;
     let node = &running[0].node;
@@ -74,10 +76,10 @@ async fn bad_copies_found_by_a_scrub_are_replaced_and_unneeded_files_removed() {
     let (_, envelope) = block(1000, 5000);
     let stray = node.blocks.put(block(1000, 5000).0, envelope).await.unwrap();
     assert_eq!(stray.place, Place::Plain);
-    let mut large = own[0].files().into_iter().filter(|path| path.ends_with(".blk"));
+    let mut large = own[0].files().into_iter().filter(|path| path.starts_with("blocks/"));
     assert!(own[0].flip_bit(&large.next().unwrap(), 4000));
     own[0].remove(&large.next().unwrap()).unwrap();
-    let segment = own[0].files().into_iter().find(|path| path.ends_with(".seg")).unwrap();
+    let segment = own[0].files().into_iter().find(|path| path.starts_with("segments/")).unwrap();
     assert!(own[0].flip_bit(&segment, 8 * 200) && own[0].flip_bit(&segment, 8 * (64 + 384 + 20)));
     scrub::start(node).await.unwrap();
     until("the scrub has ended", async || {
@@ -171,4 +173,48 @@ async fn a_node_that_lost_its_metadata_finds_its_blocks_again() {
         assert!(has(&again.node, hash).await);
     }
     assert!(again.node.engine.get(Space::Node, b"block index").unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_index_is_rebuilt_from_the_disks_alone_however_often() {
+    let (own, machine) = (disks(&["a", "b"]), Machine::new(Vec::new()));
+    let index = MemoryIndex::default();
+    let store = blocks_support::open(&[&own[0], &own[1]], &index);
+    let mut hashes = Vec::new();
+    for seed in 0..40 {
+        hashes.push(blocks_support::put(&store, &index, seed, if seed % 3 == 0 { 3000 } else { 300 }).await);
+    }
+    let engine: Arc<dyn Engine> = Arc::new(machine.metadata.open().unwrap());
+    for dropped in [0, 40] {
+        let env = blocks_support::inline_env();
+        let disks = memory(&own);
+        let config = blocks_support::small();
+        let identity = blocks_support::IDENTITY;
+        let mut progress = |_: &data_disks::Rebuilt| {};
+        let done = data_disks::rebuild_stopped(&engine, disks, identity, config, &env, &mut progress);
+        let found = done.await.unwrap();
+        assert_eq!((found.blocks, found.duplicates, found.damaged, found.dropped), (40, 0, 0, dropped));
+        let rebuilt = EngineIndex(engine.clone());
+        for hash in &hashes {
+            assert_eq!(rebuilt.get(hash), index.get(hash));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replaced_disk_is_taken_once_its_path_was_accepted() {
+    let (own, machine) = (disks(&["a", "b"]), Machine::new(Vec::new()));
+    let engine: Arc<dyn Engine> = Arc::new(machine.metadata.open().unwrap());
+    let open = async || {
+        let env = blocks_support::inline_env();
+        let config = blocks_support::small();
+        let opened = data_disks::open(&engine, memory(&own), blocks_support::IDENTITY, config, &env).await;
+        opened.unwrap().readable_disks().len()
+    };
+    assert_eq!(open().await, 2);
+    own[0].wipe();
+    assert_eq!(open().await, 1, "an empty directory may be an unmounted disk");
+    assert!(data_disks::accept(&*engine, "a".as_ref()).unwrap().is_some());
+    assert_eq!(data_disks::accept(&*engine, "a".as_ref()).unwrap(), None);
+    assert_eq!(open().await, 2);
 }

@@ -275,9 +275,19 @@ async fn foreign_and_mixed_up_directories_are_refused_by_name() {
     let marker = disk.open(MARKER, Access::Write).unwrap();
     let mut text = vec![0; marker.len().unwrap() as usize];
     marker.read_at(&mut text, 0).unwrap();
-    let newer = String::from_utf8(text.clone()).unwrap().replace("\"format\": 1", "\"format\": 2");
+    let ours = String::from_utf8(text.clone()).unwrap();
+    let newer = ours.replace("\"format\": 1", "\"format\": 2").replace("\"crc\": ", "\"crc\": 1");
     marker.write_at(newer.as_bytes(), 0).unwrap();
     assert!(refused(&disk, IDENTITY).contains("format 2, this program knows formats up to 1"));
+    // With the checksum of the first format it is that one, with a flipped bit: the disk is set aside, or mended if known.
+    let flipped = format!("{} ", ours.replace("\"format\": 1", "\"format\": 3"));
+    marker.write_at(flipped.as_bytes(), 0).unwrap();
+    let id = store.stats().await.unwrap()[0].id;
+    let health = try_open(vec![memory(&disk)], &index).unwrap().stats().await.unwrap()[0].health.to_string();
+    assert!(health.contains("damaged"), "{health}");
+    let known = DiskConfig { known_as: id, ..memory(&disk) };
+    assert_eq!(try_open(vec![known], &index).unwrap().stats().await.unwrap()[0].health, Health::Healthy);
+    assert_eq!(try_open(vec![memory(&disk)], &index).unwrap().stats().await.unwrap()[0].id, id);
     disk.remove(MARKER).unwrap();
     assert!(refused(&disk, IDENTITY).contains("restore that file"));
 

@@ -55,12 +55,6 @@ impl BlockError {
     pub fn is_lost_copy(&self) -> bool {
         matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::UnknownDisk { .. })
     }
-
-    /// Whether these bytes can't be had from where they should be: lost, or the disk fails to read just them. (If it
-    /// fails to read anything it is set aside.)
-    pub fn is_unreadable_copy(&self) -> bool {
-        self.is_lost_copy() || matches!(self, Self::Io { action: "read", .. })
-    }
 }
 
 /// Why the data directories are refused when the daemon starts. Each is a mistake of configuration that a

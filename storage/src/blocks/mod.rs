@@ -54,8 +54,8 @@ use hayloft_common::env::Env;
 use hayloft_common::hash::Hash;
 use hayloft_common::limits::MAX_BLOCK_SIZE;
 use pack::Pending;
-use place::Candidate;
 use parking_lot::RwLock;
+use place::Candidate;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -329,7 +329,8 @@ impl BlockStore {
         upkeep: bool,
     ) -> Result<Location, BlockError> {
         let (reply, answer) = oneshot::channel();
-        let lead = volume.queue.lock().push(Pending { hash, payload, ticket: Ticket { reply, room, upkeep } });
+        let lead =
+            volume.queue.lock().push(Pending { hash, payload, ticket: Ticket { reply, room, upkeep } });
         if lead {
             let leader = Leader { volume: volume.clone(), finished: false };
             self.0.env.tasks.run_blocking(Box::new(move || leader.run()));

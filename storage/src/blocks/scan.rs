@@ -83,19 +83,29 @@ impl Scan {
     }
 
     /// The records in a range of one segment.
-    pub(super) fn segment_of(volume: Arc<Volume>, segment: u32, range: Range<u64>, max_stored: usize) -> Self {
+    pub(super) fn segment_of(
+        volume: Arc<Volume>,
+        segment: u32,
+        range: Range<u64>,
+        max_stored: usize,
+    ) -> Self {
         let work = VecDeque::from([Work::Range(volume, segment, range)]);
         Self { work, ready: VecDeque::new(), depth: ScanDepth::Full, max_stored, after: None }
     }
 
     /// The files of one directory.
-    pub(super) fn directory_of(volume: Arc<Volume>, dir: String, depth: ScanDepth, max_stored: usize) -> Self {
+    pub(super) fn directory_of(
+        volume: Arc<Volume>,
+        dir: String,
+        depth: ScanDepth,
+        max_stored: usize,
+    ) -> Self {
         let work = VecDeque::from([Work::Directory(volume, dir)]);
         Self { work, ready: VecDeque::new(), depth, max_stored, after: None }
     }
 
     /// Passes over the files up to this path.
-    pub(super) fn from_name(self, after: Option<String>) -> Self {
+    pub(super) fn after(self, after: Option<String>) -> Self {
         Self { after, ..self }
     }
 

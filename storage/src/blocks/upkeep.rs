@@ -141,7 +141,7 @@ impl BlockStore {
         let volume = self.volume_of(disk)?;
         let dir = format!("{BLOCKS}/{first:02x}");
         let scan = Scan::directory_of(volume, dir, ScanDepth::Full, self.0.config.max_stored);
-        Ok(scan.from_name(after.map(|hash| plain_path(&hash).1)))
+        Ok(scan.after(after.map(|hash| plain_path(&hash).1)))
     }
 
     /// Whether any disk holds anything that looks like blocks. Blocks its thread.

@@ -165,11 +165,16 @@ impl Volume {
             Ok(Some(id)) if id == self.id => {}
             Ok(Some(other)) => return Ok(Some(format!("disk {other} is in its place"))),
             Ok(None) => {
-                let text = "its marker is gone: the directory was deleted, or the disk is not mounted any more";
+                let text =
+                    "its marker is gone: the directory was deleted, or the disk is not mounted any more";
                 return Ok(Some(text.into()));
             }
             Err(MarkError::Damaged(reason)) => {
-                tracing::error!(disk = self.name, reason, "the marker of a data disk is damaged; writing it anew");
+                tracing::error!(
+                    disk = self.name,
+                    reason,
+                    "the marker of a data disk is damaged; writing it anew"
+                );
                 if !self.read_only && marker::write(&*self.disk, &self.identity, self.id).is_err() {
                     return Err(io::Error::other("its marker is damaged and can't be written anew"));
                 }
@@ -226,7 +231,9 @@ impl Volume {
         match error {
             WriteError::Write(error) => {
                 match error.kind() {
-                    io::ErrorKind::NotFound => self.event(Event::Gone(format!("a directory is gone: {error}"))),
+                    io::ErrorKind::NotFound => {
+                        self.event(Event::Gone(format!("a directory is gone: {error}")));
+                    }
                     _ => self.event(Event::WriteFailed(error)),
                 }
                 BlockError::io(&self.name, "write", error)
@@ -486,7 +493,11 @@ pub(super) fn identify(
         Err(MarkError::Damaged(reason)) => match known_as {
             // It is the disk that this node knows by that path. Were it another one, none of its records would check out.
             Some(id) => {
-                tracing::error!(disk = disk.name(), reason, "the marker of a data disk is damaged; writing it anew");
+                tracing::error!(
+                    disk = disk.name(),
+                    reason,
+                    "the marker of a data disk is damaged; writing it anew"
+                );
                 Ok(match marker::write(disk, identity, id) {
                     Ok(()) => Found::Marked(id),
                     Err(_) => Found::Failed(format!("its `{MARKER}` file is damaged: {reason}; restore it")),

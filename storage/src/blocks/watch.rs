@@ -115,6 +115,10 @@ fn count(volume: &Volume, index: &dyn BlockIndex) {
     volume.refresh();
 }
 
+fn same_file_system(old: &Volume) -> bool {
+    old.file_system.is_some() && old.disk.file_system().is_ok_and(|now| now == old.file_system)
+}
+
 impl Inner {
     /// Opens a directory that was gone, if that may be done now.
     fn reopen(&self, old: &Volume) -> Option<Arc<Volume>> {
@@ -134,14 +138,18 @@ impl Inner {
                     mounted where one was gone; it is used");
                 id
             }
-            Ok(None) if !old.read_only && self.same_file_system(old) => {
+            Ok(None) if !old.read_only && same_file_system(old) => {
                 let id = new_disk_id(&self.env, &self.disks.read().volumes);
                 if let Err(error) = marker::create(disk, &self.identity, id) {
                     let reason = match error {
                         MarkError::Refused(error) => error.to_string(),
                         MarkError::Failed(reason) | MarkError::Damaged(reason) => reason,
                     };
-                    tracing::debug!(disk = old.name, reason, "a deleted data directory can't be made anew yet");
+                    tracing::debug!(
+                        disk = old.name,
+                        reason,
+                        "a deleted data directory can't be made anew yet"
+                    );
                     return None;
                 }
                 tracing::error!(disk = old.name, was = %old.id, now = %id, "a data directory was deleted; it is made \
@@ -152,10 +160,6 @@ impl Inner {
         };
         Some(self.open_volume(old.disk.clone(), id, old.capacity, old.read_only))
             .filter(|new| new.health() != Health::Hanging && !matches!(new.health(), Health::Failed { .. }))
-    }
-
-    fn same_file_system(&self, old: &Volume) -> bool {
-        old.file_system.is_some() && old.disk.file_system().is_ok_and(|now| now == old.file_system)
     }
 
     /// Opens a disk that was not there at the start, once its marker is.

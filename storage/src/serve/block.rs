@@ -115,8 +115,7 @@ impl Node {
             .blocking(move |node| {
                 let view = node.engine.snapshot();
                 let has = |block: &Hash| {
-                    let entry =
-                        view.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
+                    let entry = view.get(Space::BlockIndex, block.as_bytes()).map_err(|e| meta_error(&e))?;
                     let location = entry.and_then(|entry| Location::decode(&entry).ok());
                     Ok(location.is_some_and(|location| node.blocks.is_readable(&location)))
                 };

@@ -49,21 +49,24 @@ pub(super) async fn wait_for_puts(node: &Arc<Node>) -> Result<(), WorkerError> {
     Ok(node.plane()?.commit.barrier().await?)
 }
 
-async fn in_time<T>(
-    put: impl Future<Output = Result<T, BlockError>>,
-) -> Result<T, WorkerError> {
+async fn in_time<T>(put: impl Future<Output = Result<T, BlockError>>) -> Result<T, WorkerError> {
     match tokio::time::timeout(PUT_PATIENCE, put).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(WorkerError::Other("the disk takes too long to store the block".into())),
     }
 }
 
-/// Stores a block that was fetched from another node (checked already), unless there is a readable copy by now.
-/// Returns the bytes written.
-pub(super) async fn store(node: &Arc<Node>, block: Hash, envelope: Bytes) -> Result<u64, WorkerError> {
+/// Stores a block that was fetched from another node (checked already), unless there is a copy by now that can be read:
+/// another one than `unreadable`. Returns the bytes written.
+pub(super) async fn store(
+    node: &Arc<Node>,
+    block: Hash,
+    envelope: Bytes,
+    unreadable: Option<Location>,
+) -> Result<u64, WorkerError> {
     let _alone = lock(node, &block).await?;
     let old = node.locate(block).await?;
-    if old.is_some_and(|old| node.blocks.is_readable(&old)) {
+    if old.is_some_and(|old| node.blocks.is_readable(&old) && Some(old) != unreadable) {
         return Ok(0);
     }
     let len = envelope.len() as u64;
@@ -108,7 +111,11 @@ pub(super) async fn relocate(
         return Ok(Moved::NotThere);
     }
     let envelope = match node.blocks.get(&block, from).await {
-        Err(error) if error.is_unreadable_copy() => {
+        Err(error) if error.is_lost_copy() => {
+            node.blocks.refresh().await?;
+            if !node.blocks.is_readable(from) {
+                return Err(error.into());
+            }
             give_up_locked(node, block, from, &error).await?;
             return Ok(Moved::Lost);
         }
@@ -146,21 +153,26 @@ pub(super) async fn give_up(
     }
     // Once more: what a bad cable garbled is good the next time.
     match node.blocks.get(&block, location).await {
-        Err(error) if error.is_unreadable_copy() => {}
+        Err(error) if error.is_lost_copy() => {}
         _ => return Ok(false),
+    }
+    // Nor is a block lost whose disk was unmounted a second ago.
+    node.blocks.refresh().await?;
+    if !node.blocks.is_readable(location) {
+        return Ok(false);
     }
     give_up_locked(node, block, location, why).await?;
     Ok(true)
 }
 
-/// Reads a copy, and gives it up if it is bad. Says whether it was.
-pub(super) async fn verify(
-    node: &Arc<Node>,
-    block: Hash,
-    location: &Location,
-) -> Result<bool, WorkerError> {
+/// Reads a copy; gives it up if it is bad, and queues the block if it can't be read. Says whether all was not well.
+pub(super) async fn verify(node: &Arc<Node>, block: Hash, location: &Location) -> Result<bool, WorkerError> {
     match node.blocks.get(&block, location).await {
-        Err(error) if error.is_unreadable_copy() => give_up(node, block, location, &error).await,
+        Err(error) if error.is_lost_copy() => give_up(node, block, location, &error).await,
+        Err(BlockError::Io { .. }) => {
+            node.check_blocks(&not_queued(node, vec![block]).await?).await?;
+            Ok(true)
+        }
         _ => Ok(false),
     }
 }

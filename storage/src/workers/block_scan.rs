@@ -293,7 +293,9 @@ async fn queue(node: &Arc<Node>, blocks: Vec<Hash>) -> Result<u64, WorkerError> 
 /// Blocks that have a file in a directory of a disk and no index entry that names it.
 async fn unnamed(node: &Arc<Node>, disk: DiskId, first: u8) -> Result<Vec<Hash>, WorkerError> {
     reading(node, move |node| {
-        let Ok(files) = node.blocks.scan_files(disk, first, ScanDepth::Headers) else { return Ok(Vec::new()) };
+        let Ok(files) = node.blocks.scan_files(disk, first, ScanDepth::Headers) else {
+            return Ok(Vec::new());
+        };
         let mut unnamed = Vec::new();
         for item in files {
             let ScanItem::Block { hash, .. } = item else { continue };

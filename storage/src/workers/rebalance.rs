@@ -86,14 +86,13 @@ impl Worker for Rebalance {
         node.block_work
             .go_on(node, NAME, round.number, |round| {
                 (round.done, round.faults) = (round.done + page.looked, faults);
-                match page.next {
-                    Some(next) => round.cursor = next,
-                    None => {
-                        round.finish(now);
-                        if faults > 0 {
-                            round.wanted.get_or_insert(now + AGAIN.as_millis() as u64);
-                        }
-                    }
+                if let Some(next) = page.next {
+                    round.cursor = next;
+                    return;
+                }
+                round.finish(now);
+                if faults > 0 {
+                    round.wanted.get_or_insert(now + AGAIN.as_millis() as u64);
                 }
             })
             .await?;

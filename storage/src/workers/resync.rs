@@ -13,7 +13,7 @@
 use super::block_copies::{self, give_up, release, store, tidy};
 use super::pull::reading;
 use super::{Next, Report, Worker, WorkerError};
-use crate::blocks::Location;
+use crate::blocks::{BlockError, Location};
 use crate::commit::Job;
 use crate::limits::MAX_STORED_BLOCK;
 use crate::meta::{Direction, KeyRange, Space, Step, View};
@@ -177,7 +177,10 @@ impl Resync {
     async fn tidy_queue(&self, node: &Arc<Node>, page: &Page) -> Result<(), WorkerError> {
         if !page.damaged.is_empty() {
             let entries = page.damaged.len();
-            tracing::error!(entries, "damaged entries of the queue are dropped; all blocks are looked at instead");
+            tracing::error!(
+                entries,
+                "damaged entries of the queue are dropped; all blocks are looked at instead"
+            );
             super::block_scan::start(node).await?;
             node.plane()?.commit.submit(Job::entries(queue::done(page.damaged.iter().cloned()))).await?;
         }
@@ -214,15 +217,10 @@ impl Resync {
         Ok(())
     }
 
-    async fn do_others(
-        &self,
-        node: &Arc<Node>,
-        tasks: Vec<Task>,
-        report: &Report,
-    ) -> Vec<(Bytes, Entry)> {
+    async fn do_others(&self, node: &Arc<Node>, tasks: Vec<Task>, report: &Report) -> Vec<(Bytes, Entry)> {
         let done = stream::iter(tasks).map(async |task| {
             let done = match task.action {
-                Action::Check(location) => self.check(node, task.block, location).await,
+                Action::Check(location) => self.check(node, task.block, location, report).await,
                 Action::Release { regardless } => {
                     let done = release(node, task.block, regardless).await;
                     report.count(u64::from(matches!(done, Ok(true))), 0);
@@ -235,26 +233,29 @@ impl Resync {
         done.buffer_unordered(RELEASES).filter_map(std::future::ready).collect().await
     }
 
-    /// Whether the copy here is good. If it is bad, it is given up and queued to be fetched.
-    async fn check(&self, node: &Arc<Node>, block: Hash, location: Location) -> Result<bool, WorkerError> {
+    /// Whether the copy here is good. One that is bad is given up and queued to be fetched; one that the disk fails to
+    /// read, though it reads others, is replaced, and stays as long as there is no other.
+    async fn check(
+        &self,
+        node: &Arc<Node>,
+        block: Hash,
+        location: Location,
+        report: &Report,
+    ) -> Result<bool, WorkerError> {
         match node.blocks.get(&block, &location).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_unreadable_copy() && node.blocks.is_readable(&location) => {
+            // The disk failed just now: the next pass fetches the block.
+            Err(_) if !node.blocks.is_readable(&location) => Ok(false),
+            Err(error) if error.is_lost_copy() => {
                 give_up(node, block, &location, &error).await?;
                 Ok(false)
             }
-            // The disk failed just now: the next pass fetches the block.
-            Err(_) if !node.blocks.is_readable(&location) => Ok(false),
+            Err(BlockError::Io { .. }) => self.fetch(node, block, Some(location), report).await,
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn fetch_all(
-        &self,
-        node: &Arc<Node>,
-        tasks: Vec<Task>,
-        report: &Report,
-    ) -> Vec<(Bytes, Entry)> {
+    async fn fetch_all(&self, node: &Arc<Node>, tasks: Vec<Task>, report: &Report) -> Vec<(Bytes, Entry)> {
         let tasks = rank(node, tasks, report).await;
         // As many bytes at once as `resync_parallel` full blocks have: of small blocks more, so that neither the way to
         // the other node nor the syncs here bound the rate.
@@ -267,17 +268,27 @@ impl Resync {
                 let Action::Fetch(len) = task.action else { return None };
                 let expected = len.map_or_else(|| self.usual(), u64::from).clamp(UNIT, 1 << 20);
                 let units = (expected / UNIT) as u32;
-                let Ok(_permit) = permits.acquire_many_owned(units.min(room as u32)).await else { return None };
+                let Ok(_permit) = permits.acquire_many_owned(units.min(room as u32)).await else {
+                    return None;
+                };
                 self.wait_for_bandwidth(node).await;
-                let fetched = tokio::time::timeout(FETCH_DEADLINE, self.fetch(node, task.block, report)).await;
-                let done = fetched.unwrap_or_else(|_| Err(WorkerError::Other("fetching takes too long".into())));
+                let fetched =
+                    tokio::time::timeout(FETCH_DEADLINE, self.fetch(node, task.block, None, report)).await;
+                let done =
+                    fetched.unwrap_or_else(|_| Err(WorkerError::Other("fetching takes too long".into())));
                 note(node, report, task, done)
             }
         });
         done.buffer_unordered(most).filter_map(std::future::ready).collect().await
     }
 
-    async fn fetch(&self, node: &Arc<Node>, wanted: Hash, report: &Report) -> Result<bool, WorkerError> {
+    async fn fetch(
+        &self,
+        node: &Arc<Node>,
+        wanted: Hash,
+        unreadable: Option<Location>,
+        report: &Report,
+    ) -> Result<bool, WorkerError> {
         let check = |(): &(), envelope: Bytes| match block::open(&envelope, &wanted, MAX_BLOCK_SIZE) {
             Ok(_) => Ok(envelope),
             Err(error) => Err(RpcError::remote(RemoteCode::Corrupt, format!("a bad copy came: {error}"))),
@@ -291,7 +302,7 @@ impl Resync {
         if !found.bad.is_empty() {
             tell_of_bad_copies(node, wanted, found.bad);
         }
-        let stored = store(node, wanted, found.value).await?;
+        let stored = store(node, wanted, found.value, unreadable).await?;
         report.count(u64::from(stored > 0), stored);
         Ok(true)
     }
@@ -440,7 +451,8 @@ fn read_page(
     let view = node.engine.snapshot();
     let mut page = Page::default();
     let mut entries = Vec::new();
-    let range = KeyRange { from: from.unwrap_or_else(|| Kind::CheckBlock.range().from), ..Kind::CheckBlock.range() };
+    let range =
+        KeyRange { from: from.unwrap_or_else(|| Kind::CheckBlock.range().from), ..Kind::CheckBlock.range() };
     let grace_ms = node.settings.block_grace.as_millis() as u64;
     view.scan(Space::Queue, &range, Direction::Forward, &mut |key, value| {
         if entries.len() >= BATCH || page.seen >= SCAN as u64 {
@@ -456,8 +468,9 @@ fn read_page(
             page.damaged.push(key.clone());
             return Step::Next;
         };
-        if let Some(at) = node.block_work.not_before(&block).filter(|at| *at > now) {
-            page.wait(at - now);
+        let pause = node.block_work.not_before(&block).map(|at| at.saturating_sub(now));
+        if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
+            page.wait(pause);
         } else if entry.queued_ms > now_ms + grace_ms {
             page.misdated.push(block);
         } else if let Some(left) = (entry.queued_ms + grace_ms).checked_sub(now_ms).filter(|left| *left > 0)
@@ -472,12 +485,11 @@ fn read_page(
     let overlay = Overlay::new(&*view);
     for (key, entry, block) in entries {
         let age = now_ms.saturating_sub(entry.queued_ms);
-        match judge(node, tables, &overlay, &block, age >= grace_ms)? {
-            Some(action) => page.tasks.push(Task { key, entry, block, action }),
-            None => {
-                page.wait(Duration::from_millis(grace_ms.saturating_sub(age)).max(Duration::from_secs(1)));
-                page.waiting.push((block, entry.queued_ms));
-            }
+        if let Some(action) = judge(node, tables, &overlay, &block, age >= grace_ms)? {
+            page.tasks.push(Task { key, entry, block, action });
+        } else {
+            page.wait(Duration::from_millis(grace_ms.saturating_sub(age)).max(Duration::from_secs(1)));
+            page.waiting.push((block, entry.queued_ms));
         }
     }
     Ok(page)

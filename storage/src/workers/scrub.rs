@@ -119,7 +119,8 @@ pub async fn cancel(node: &Arc<Node>) -> Result<(), WorkerError> {
 
 /// What an operator may want to know, by name. Dates in seconds since 1970.
 pub async fn variables(node: &Arc<Node>) -> Result<BTreeMap<String, String>, WorkerError> {
-    let round = if node.plane().is_ok() { node.block_work.round(node, NAME).await? } else { Round::default() };
+    let round =
+        if node.plane().is_ok() { node.block_work.round(node, NAME).await? } else { Round::default() };
     let date = |ms: Option<u64>| ms.map_or_else(|| "never".to_owned(), |ms| (ms / 1000).to_string());
     let interval = node.settings.scrub_interval.as_millis() as u64;
     let next = round.last.map(|(began, _)| began + interval);
@@ -223,14 +224,17 @@ impl Scrub {
             let state = self.0.lock();
             let disks = node.blocks.disks();
             let open = disks.iter().filter(|disk| disk.readable && !state.skipped.contains_key(&disk.disk));
-            let positions = open.map(|disk| (disk.disk, cursor.disks.get(&disk.disk).copied().unwrap_or_default()));
+            let positions =
+                open.map(|disk| (disk.disk, cursor.disks.get(&disk.disk).copied().unwrap_or_default()));
             positions.filter(|(_, position)| !position.done).min_by_key(|(_, position)| position.bytes)
         };
         let Some((disk, position)) = next else { return self.finish(node, round).await };
         let read = reading(node, move |node| read_on(node, disk, position));
         let Ok(read) = tokio::time::timeout(STEP_PATIENCE, read).await else {
             self.0.lock().skipped.insert(disk, node.env.now() + SKIP);
-            return Err(WorkerError::Other(format!("disk {disk} takes too long to be read; it is passed over")));
+            return Err(WorkerError::Other(format!(
+                "disk {disk} takes too long to be read; it is passed over"
+            )));
         };
         let found = read?;
         let faults = self.see_to(node, disk, &found).await?;
@@ -252,7 +256,11 @@ impl Scrub {
             tracing::warn!("a scrub ends without some disks, which did not answer");
         }
         let now = node.env.wall_millis();
-        tracing::info!(bytes = round.done, bad_copies = round.faults, "all blocks have been read and verified");
+        tracing::info!(
+            bytes = round.done,
+            bad_copies = round.faults,
+            "all blocks have been read and verified"
+        );
         node.block_work.go_on(node, NAME, round.number, |round| round.finish(now)).await?;
         block_scan::start(node).await
     }

@@ -37,7 +37,9 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(disks: Vec<DiskConfig>) -> Self {
-        let settings = Settings { block_grace: Duration::ZERO, ..Settings::default() };
+        // The references of these tests belong to no version: nobody shall ask for it.
+        let uncommitted_age = Duration::from_hours(100_000);
+        let settings = Settings { block_grace: Duration::ZERO, uncommitted_age, ..Settings::default() };
         Self {
             identity: Identity::generate().unwrap(),
             metadata: Metadata::new(),
@@ -77,8 +79,7 @@ impl Machine {
 
 /// A layout in which every node holds everything.
 pub(crate) fn layout_of(nodes: &[NodeId]) -> ActiveLayout {
-    let parameters =
-        Parameters { replication_factor: nodes.len(), zone_redundancy: ZoneRedundancy::Maximum };
+    let parameters = Parameters { replication_factor: nodes.len(), zone_redundancy: ZoneRedundancy::Maximum };
     let role = |i: usize| Role { zone: format!("z{i}"), capacity: 1 << 40, tags: vec![] };
     let roles: BTreeMap<NodeId, Role> = nodes.iter().enumerate().map(|(i, node)| (*node, role(i))).collect();
     let empty = ActiveLayout::empty(parameters, 4);
@@ -122,7 +123,7 @@ pub(crate) fn reference(hash: Hash, deleted: bool) -> RowBytes {
         owner: BlockOwner::Object { bucket: BucketId::default(), shard: 0, key: "k".into() },
         deleted,
     };
-    RowBytes { table: TableId::BlockRef, bytes: codec::encode(&row).into() }
+    RowBytes { table: TableId::BlockRef, bytes: codec::encode(&row) }
 }
 
 /// Puts a block with a reference on each of the nodes.
