@@ -128,41 +128,8 @@ impl Tables {
             queue::add(overlay, key.partition(), work, now_ms);
         }
         let live = came_live.then(|| merged.is_live());
-        self.store(overlay, &key, old, &merged, now_ms)?;
+        store(overlay, &key, old, &merged, now_ms)?;
         Ok((Done { outcome: RowOutcome::Written, live }, partition_key))
-    }
-
-    /// Puts a row in place of `old`, with all that follows from the change.
-    pub(super) fn store<R: React>(
-        self,
-        overlay: &mut Overlay<'_>,
-        key: &RowKey,
-        old: Option<(R, Stored)>,
-        new: &R,
-        now_ms: u64,
-    ) -> Result<(), TablesError> {
-        let Parts { value, hash, detail } = stored::take_apart(new, key);
-        let (old_row, old_stored) = old.unzip();
-        let effects = R::react(old_row.as_ref(), new);
-        counters::change(overlay, key.base(), effects.counts)?;
-        let old_hash = old_stored.as_ref().map(|s| s.hash);
-        fingerprint::change(overlay, R::TABLE, key, old_hash, hash)?;
-        for work in effects.queue {
-            queue::add(overlay, key.partition(), work, now_ms);
-        }
-        if !new.is_live() {
-            let work = Work::Collect { table: R::TABLE, key: key.as_bytes().to_vec() };
-            queue::add(overlay, key.partition(), work, now_ms);
-        }
-        match detail {
-            Some(detail) => overlay.put(Space::Detail, key.detail(R::TABLE), detail),
-            None if old_stored.is_some_and(|s| s.has_detail) => {
-                overlay.delete(Space::Detail, key.detail(R::TABLE));
-            }
-            None => {}
-        }
-        overlay.put(Space::Table(R::TABLE), key.as_bytes().to_vec(), value);
-        Ok(())
     }
 
     /// The highest stamp of a tombstone that was removed under `partition_key` (see [`FloorRow`]).
@@ -188,7 +155,7 @@ impl Tables {
         if old.as_ref().is_some_and(|(old, _)| old.stamp >= floor.stamp) {
             return Ok(());
         }
-        self.store(overlay, &key, old, floor, now_ms)
+        store(overlay, &key, old, floor, now_ms)
     }
 
     fn is_live_at(
@@ -202,4 +169,36 @@ impl Tables {
         let Some(value) = overlay.get(Space::Table(table), key.as_bytes())? else { return Ok(false) };
         Ok(Stored::parse(table, key.as_bytes(), &value)?.live)
     }
+}
+
+/// Puts a row in place of `old`, with all that follows from the change.
+fn store<R: React>(
+    overlay: &mut Overlay<'_>,
+    key: &RowKey,
+    old: Option<(R, Stored)>,
+    new: &R,
+    now_ms: u64,
+) -> Result<(), TablesError> {
+    let Parts { value, hash, detail } = stored::take_apart(new, key);
+    let (old_row, old_stored) = old.unzip();
+    let effects = R::react(old_row.as_ref(), new);
+    counters::change(overlay, key.base(), effects.counts)?;
+    let old_hash = old_stored.as_ref().map(|s| s.hash);
+    fingerprint::change(overlay, R::TABLE, key, old_hash, hash)?;
+    for work in effects.queue {
+        queue::add(overlay, key.partition(), work, now_ms);
+    }
+    if !new.is_live() {
+        let work = Work::Collect { table: R::TABLE, key: key.as_bytes().to_vec() };
+        queue::add(overlay, key.partition(), work, now_ms);
+    }
+    match detail {
+        Some(detail) => overlay.put(Space::Detail, key.detail(R::TABLE), detail),
+        None if old_stored.is_some_and(|s| s.has_detail) => {
+            overlay.delete(Space::Detail, key.detail(R::TABLE));
+        }
+        None => {}
+    }
+    overlay.put(Space::Table(R::TABLE), key.as_bytes().to_vec(), value);
+    Ok(())
 }

@@ -63,7 +63,7 @@ impl Worker for CheckRefs {
         }
         let even = node.clock_watch.even_for(&node.env);
         if even < age {
-            let left = (age - even).min(turn.look());
+            let left = age.saturating_sub(even).min(turn.look());
             return Ok(Next::After(left.max(Duration::from_millis(1))));
         }
         let mut reader = self.0.lock().await;

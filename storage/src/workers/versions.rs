@@ -428,6 +428,7 @@ mod tests {
     use hayloft_common::schema::{ObjectData, ObjectDetail, ObjectState, ObjectVersion};
     use hayloft_common::stamp::Stamp;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as a node answers")]
     fn row(micros: u64, version: Option<u8>) -> Option<Vec<u8>> {
         let detail =
             ObjectDetail { headers: vec![], checksum: None, parts: vec![], data: ObjectData::Inline(vec![]) };
