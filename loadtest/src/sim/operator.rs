@@ -76,12 +76,32 @@ fn one<T: Clone>(random: &mut StdRng, of: &[T]) -> Option<T> {
     (!of.is_empty()).then(|| of[random.random_range(0..of.len())].clone())
 }
 
-/// A change that is possible now.
-fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
-    let free: Vec<HostId> = world
+/// Replaces as many nodes as there are free ones, each by one of its zone: sets move as a whole.
+fn shuffle(world: &World, now: &Now) -> Vec<Change> {
+    let mut held: BTreeMap<HostId, &Role> = now.roles.iter().map(|(host, role)| (*host, role)).collect();
+    let mut changes = Vec::new();
+    for new in free(world, now) {
+        let zone = world.zone(new);
+        let old = held.iter().find(|(_, role)| role.zone == format!("z{zone}")).map(|(host, _)| *host);
+        if let Some(old) = old {
+            held.remove(&old);
+            changes.push(Change::Replace { old, new, zone });
+        }
+    }
+    changes
+}
+
+/// Nodes that run and have no role.
+fn free(world: &World, now: &Now) -> Vec<HostId> {
+    world
         .storage_hosts()
         .filter(|host| !now.roles.contains_key(host) && !world.is_gone(*host) && world.is_up(*host))
-        .collect();
+        .collect()
+}
+
+/// A change that is possible now.
+fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
+    let free = free(world, now);
     let held: Vec<HostId> = now.roles.keys().copied().collect();
     let spared: Vec<HostId> = held.iter().copied().filter(|host| now.can_spare(*host)).collect();
     match random.random_range(0..12) {
@@ -186,6 +206,13 @@ pub(super) async fn run(world: World, ledger: Ledger, until: Duration) {
         };
         if random.random_bool(0.1) && lose(&world, &ledger, random, &now) {
             continue;
+        }
+        if random.random_bool(0.2) {
+            let changes = shuffle(&world, &now);
+            if !changes.is_empty() {
+                tell(&world, apply(&world, &at, &changes).await);
+                continue;
+            }
         }
         let Some(change) = draw(&world, random, &now) else { continue };
         match any_front(&world, random).filter(|_| random.random_bool(0.25)) {

@@ -80,6 +80,27 @@ pub(super) fn delay(world: &World, random: &mut StdRng) {
     later(world, hold, move |world| world.network.set_extra(a, b, Duration::ZERO));
 }
 
+/// What a gateway sends takes seconds: the layout may have moved on when it arrives. Nodes differ, so that some get it
+/// much later than others.
+pub(super) fn delay_gateway(world: &World, random: &mut StdRng) {
+    let Some(gateway) = any(random, &world.victims(false, true)) else { return };
+    let hold = hold(random);
+    let most = [500, 3_000, 8_000][random.random_range(0..3)];
+    let extra = Duration::from_millis(random.random_range(most / 4..most));
+    world
+        .log
+        .event(FAULT, format!("{} is heard {extra:?} to {most} ms late for {hold:?}", world.name(gateway)));
+    for node in world.storage_hosts() {
+        let late = if random.random_bool(0.7) { extra } else { Duration::from_millis(most) };
+        world.network.set_extra(gateway, node, late);
+    }
+    later(world, hold, move |world| {
+        for node in world.storage_hosts() {
+            world.network.set_extra(gateway, node, Duration::ZERO);
+        }
+    });
+}
+
 /// Ends every connection between two hosts; what was on its way is lost.
 pub(super) fn reset(world: &World, random: &mut StdRng) {
     let Some((a, b)) = pair(world, random) else { return };

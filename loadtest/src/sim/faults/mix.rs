@@ -12,6 +12,7 @@ pub(in super::super) enum Kind {
     CutPair,
     CutZone,
     Delay,
+    DelayGateway,
     Reset,
     Crash,
     CrashInTheMiddle,
@@ -31,11 +32,12 @@ pub(in super::super) enum Kind {
 }
 
 /// Every kind with its usual weight.
-const USUAL: [(Kind, u32); 20] = [
+const USUAL: [(Kind, u32); 21] = [
     (Kind::CutHost, 20),
     (Kind::CutPair, 10),
     (Kind::CutZone, 5),
     (Kind::Delay, 8),
+    (Kind::DelayGateway, 12),
     (Kind::Reset, 8),
     (Kind::Crash, 20),
     (Kind::CrashInTheMiddle, 10),

@@ -48,6 +48,7 @@ fn one(world: &World, ledger: &Ledger, random: &mut StdRng, kind: Kind) {
         Kind::CutPair => links::cut_pair(world, random),
         Kind::CutZone => links::cut_zone(world, random),
         Kind::Delay => links::delay(world, random),
+        Kind::DelayGateway => links::delay_gateway(world, random),
         Kind::Reset => links::reset(world, random),
         Kind::Crash => crash::storage(world, random),
         Kind::CrashInTheMiddle => crash::in_the_middle(world, random),
