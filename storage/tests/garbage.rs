@@ -10,10 +10,10 @@ use cluster_support::{
     rows, until, version,
 };
 use hayloft_common::hash::Hash;
-use hayloft_common::id::UploadId;
+use hayloft_common::id::{UploadId, VersionId};
 use hayloft_common::schema::{
-    BlockOwner, ManifestRow, ObjectData, ObjectRow, PartRow, PartState, PartVersion, Row, TableId, UploadRow,
-    UploadState,
+    BlockEntry, BlockOwner, ManifestRow, ObjectData, ObjectRow, PartRow, PartState, PartVersion, Row,
+    TableId, UploadRow, UploadState,
 };
 use hayloft_common::stamp::Stamp;
 use hayloft_proto::body::Body;
@@ -21,6 +21,8 @@ use hayloft_proto::fanout;
 use hayloft_proto::message::table::{ReadRow, WriteMode, WriteRows};
 use hayloft_storage::meta::Space;
 use hayloft_storage::serve::Node;
+use hayloft_storage::tables::queue::{self, Kind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -233,5 +235,57 @@ fn a_node_that_was_away_while_an_object_was_deleted_does_not_bring_it_back() {
         cluster.until_connected().await;
         cluster.until_all("all is gone", is_empty).await;
         assert!(read(&cluster, "k").await.is_none());
+    });
+}
+
+/// Prints how long it takes to let go of what many deleted objects of one block each held. Run it alone, optimised:
+/// `cargo test --release -p hayloft-storage --test garbage -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_many_deleted_objects_take() {
+    const OBJECTS: u64 = 5_000;
+    let settings = hayloft_storage::workers::Settings {
+        drop_delay: Duration::from_secs(1),
+        takeover_delay: Duration::from_secs(600),
+        uncommitted_age: Duration::from_secs(3600),
+        tombstone_delay: Duration::from_secs(1),
+        ..hasty()
+    };
+    block_on(async {
+        let cluster = TestCluster::start(settings).await;
+        let clock = hayloft_common::env::Env::real();
+        let id = |n: u64| VersionId([n.to_le_bytes(), [7; 8]].concat().try_into().unwrap());
+        let block = |n: u64| BlockEntry { hash: Hash::of(&n.to_le_bytes()), len: 10 };
+        let key = |n: u64| format!("key{n:08}");
+        let numbers: Vec<u64> = (0..OBJECTS).collect();
+        for chunk in numbers.chunks(500) {
+            let row = |n: &u64| object(&key(*n), 10, id(*n), vec![block(*n)]);
+            cluster.put(&chunk.iter().map(row).collect::<Vec<_>>()).await;
+            let mut groups: BTreeMap<u16, Vec<_>> = BTreeMap::new();
+            for n in chunk {
+                let partition = cluster.client().layout().partition_of_key(block(*n).hash.as_bytes()).0;
+                let reference = cluster_support::reference(block(*n).hash, id(*n), &owner(&key(*n)));
+                groups.entry(partition).or_default().push(reference);
+            }
+            for group in groups.into_values() {
+                cluster.put(&group).await;
+            }
+        }
+        let began = clock.now();
+        let say = |what: &str| eprintln!("{what}: {:.1} s", clock.now().saturating_sub(began).as_secs_f64());
+        for chunk in numbers.chunks(1000) {
+            cluster.put(&chunk.iter().map(|n| deleted(&key(*n), 20)).collect::<Vec<_>>()).await;
+        }
+        say("deleted");
+        let drops =
+            |node: &Arc<Node>| queue::read(&*node.engine, &Kind::DropVersion.range(), 1).unwrap().len();
+        while cluster.up().any(|node| drops(node) > 0) {
+            meanwhile(Duration::from_millis(200)).await;
+        }
+        say("references dropped");
+        while cluster.up().any(|node| rows(node, TableId::Object).0 + rows(node, TableId::BlockRef).0 > 0) {
+            meanwhile(Duration::from_secs(2)).await;
+        }
+        say("tombstones gone");
     });
 }

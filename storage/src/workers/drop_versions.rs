@@ -26,14 +26,17 @@ use hayloft_proto::message::sync::ReadHeads;
 use hayloft_proto::message::table::{ReadRange, RowBytes};
 use serde_bytes::ByteBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
 
 pub const NAME: &str = "drop versions";
 
 /// Versions seen to in one step, and bytes of their block lists.
-const STEP: Most = Most { entries: 4096, bytes: 2 << 20 };
+const STEP: Most = Most { entries: 4096, bytes: 1 << 20 };
 /// Uploads seen to in one step.
 const STEP_UPLOADS: Most = Most { entries: 16, bytes: 1 << 20 };
+/// Longest wait after a pass in which something could not be done.
+const RETRY: Duration = Duration::from_mins(1);
 /// Part rows read and deleted at once.
 const PART_PAGE: u32 = 200;
 
@@ -44,6 +47,8 @@ struct State {
     versions: QueueReader,
     uploads: QueueReader,
     uploads_seen: bool,
+    /// Something could not be done in the present pass.
+    failed: bool,
 }
 
 impl Default for DropVersions {
@@ -52,6 +57,7 @@ impl Default for DropVersions {
             versions: QueueReader::new(Kind::DropVersion),
             uploads: QueueReader::new(Kind::DropParts),
             uploads_seen: false,
+            failed: false,
         }))
     }
 }
@@ -68,6 +74,7 @@ impl Worker for DropVersions {
             return Ok(Next::After(turn.look()));
         }
         let mut state = self.0.lock().await;
+        let errors = report.status().errors;
         // Uploads first: their parts are versions to drop.
         if !state.uploads_seen {
             let ripe = state.uploads.next(node, &Report::default(), turn, STEP_UPLOADS, |_| true).await?;
@@ -76,9 +83,13 @@ impl Worker for DropVersions {
         }
         let ripe = state.versions.next(node, report, turn, STEP, |_| true).await?;
         drop_versions(node, report, ripe.entries).await?;
+        state.failed |= report.status().errors > errors;
         if ripe.is_last && state.uploads_seen {
             state.uploads_seen = false;
-            return Ok(Next::After(turn.look()));
+            // Without a quorum the same would fail again at once.
+            let failed = std::mem::take(&mut state.failed);
+            let wait = if failed { turn.delay.clamp(turn.look(), RETRY) } else { turn.look() };
+            return Ok(Next::After(wait));
         }
         Ok(Next::Again)
     }
