@@ -36,7 +36,7 @@ fn steps(id: impl Fn(usize) -> Result<String>) -> Result<Vec<Step>> {
     Ok(vec![
         Step { name: "grow 3 to 5", commands: vec![assign(4, "zone4")?, assign(5, "zone5")?] },
         Step { name: "remove a node", commands: vec![words(&["layout", "remove", &id(1)?])] },
-        Step { name: "move to another zone", commands: vec![assign(5, "zone1")?] },
+        Step { name: "move to another zone", commands: vec![assign(5, "zone4")?] },
         Step { name: "replace a node", commands: vec![words(&["node", "replace", &id(3)?, &id(6)?])] },
         Step { name: "RF 3 to 5", commands: vec![assign(1, "zone6")?, factor("5")] },
         Step { name: "RF 5 to 3", commands: vec![factor("3")] },

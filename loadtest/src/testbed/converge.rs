@@ -19,6 +19,8 @@ pub struct Findings {
     pub wrong: BTreeMap<String, u64>,
     /// What is known to go away by itself, by kind.
     pub pending: BTreeMap<String, u64>,
+    /// The first wrong things, in words.
+    pub samples: Vec<String>,
 }
 
 impl Findings {
@@ -33,6 +35,11 @@ impl Findings {
             Value::Array(list) => list.iter().for_each(|value| self.collect(value)),
             Value::Object(fields) => {
                 for (name, value) in fields {
+                    if name == "samples" {
+                        let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+                        self.samples.extend(texts.map(str::to_owned));
+                        continue;
+                    }
                     let kinds = match name.as_str() {
                         "wrong" => &mut self.wrong,
                         "pending" => &mut self.pending,
@@ -107,18 +114,21 @@ impl Testbed {
     pub async fn converged(&self, wholly: bool, limit: Duration) -> Result<Duration> {
         let start = self.env.now();
         self.operator.layout_settled(0, limit).await?;
-        let mut shown = String::new();
+        let (mut shown, mut samples) = (String::new(), Vec::new());
         loop {
             let last = match findings(&self.operator).await {
                 Ok(found) if found.is_clean() || (!wholly && found.wrong.is_empty()) => {
                     return Ok(self.env.now().saturating_sub(start));
                 }
-                Ok(found) => format!("wrong: {:?}, pending: {:?}", found.wrong, found.pending),
+                Ok(found) => {
+                    samples = found.samples;
+                    format!("wrong: {:?}, pending: {:?}", found.wrong, found.pending)
+                }
                 Err(error) => format!("{error:#}"),
             };
             let waited = self.env.now().saturating_sub(start);
             if waited > limit {
-                bail!("not whole after {limit:?}: {last}");
+                bail!("not whole after {limit:?}: {last}; such as {samples:?}");
             }
             if shown != last {
                 println!("  not whole yet ({:.0} s): {last}", waited.as_secs_f64());
@@ -137,12 +147,13 @@ mod tests {
     #[test]
     fn findings_of_all_nodes_are_added_up() {
         let answer = json!({"success": {
-            "a": {"wrong": {"orphan": 2, "none": 0}, "pending": {}},
+            "a": {"wrong": {"orphan": 2, "none": 0}, "pending": {}, "samples": ["x"]},
             "b": {"wrong": {"orphan": 1}, "pending": {"CheckBlock": 4}}}, "error": {}});
         let mut found = Findings::default();
         found.collect(&answer);
         assert_eq!(found.wrong, BTreeMap::from([("orphan".to_owned(), 3)]));
         assert_eq!(found.pending, BTreeMap::from([("CheckBlock".to_owned(), 4)]));
+        assert_eq!(found.samples, ["x"]);
         assert!(!found.is_clean() && Findings::default().is_clean());
     }
 }
