@@ -77,7 +77,7 @@ async fn fetches_after_a_directory_was_deleted() {
     let hashes = put_many(&running, megabytes * 1_048_576 / len, len as usize).await;
     let node = &running[0].node;
     let before = node.blocks.readable_disks();
-    std::fs::remove_dir_all(dirs[0].path().join("data")).unwrap();
+    remove(&dirs[0].path().join("data"));
     let began = now();
     until("the loss is noticed", async || {
         let disks = node.blocks.readable_disks();
@@ -95,5 +95,7 @@ async fn fetches_after_a_directory_was_deleted() {
     }
     let took = began.elapsed().saturating_sub(noticed);
     let rate = megabytes as f64 / took.as_secs_f64();
-    println!("noticed after {noticed:?}; {megabytes} MiB in blocks of {len} fetched in {took:?}: {rate:.0} MiB/s");
+    println!(
+        "noticed after {noticed:?}; {megabytes} MiB in blocks of {len} fetched in {took:?}: {rate:.0} MiB/s"
+    );
 }

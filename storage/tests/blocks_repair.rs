@@ -40,15 +40,18 @@ async fn a_deleted_directory_is_made_anew_and_its_blocks_are_fetched_again() {
     let hashes = put_some(&running, 60).await;
     let node = &running[0].node;
     let before = node.blocks.readable_disks();
-    std::fs::remove_dir_all(&paths[0]).unwrap();
+    remove(&paths[0]);
     until("the disk is replaced", async || {
         let now = node.blocks.readable_disks();
         now.len() == 2 && now != before
     })
     .await;
     until_has_all(node, &hashes).await;
-    let stats = node.blocks.stats().await.unwrap();
-    assert!(stats.iter().all(|disk| disk.blocks > 0), "both disks are used: {stats:?}");
+    until("both disks are used", async || {
+        node.blocks.stats().await.unwrap().iter().all(|disk| disk.blocks > 0)
+    })
+    .await;
+    until_has_all(node, &hashes).await;
     assert!(paths[0].join("hayloft-disk").exists());
 }
 

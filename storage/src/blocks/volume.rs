@@ -45,6 +45,8 @@ pub(super) struct Volume {
     /// A look at the disk is under way, and how many more were due meanwhile.
     pub(super) looking: AtomicBool,
     pub(super) missed_looks: AtomicU32,
+    /// Tries to take the disk back into use since it was gone.
+    pub(super) revivals: AtomicU32,
     config: Arc<BlockConfig>,
     monitor: Mutex<Monitor>,
     pub(super) usage: Mutex<Usage>,
@@ -104,6 +106,7 @@ impl Volume {
             file_system,
             looking: AtomicBool::new(false),
             missed_looks: AtomicU32::new(0),
+            revivals: AtomicU32::new(0),
             monitor: Mutex::new(monitor),
             usage: Mutex::new(usage),
             segments: Mutex::new(LruCache::new(

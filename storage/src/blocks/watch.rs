@@ -81,6 +81,10 @@ impl BlockStore {
         };
         let mut changed = false;
         for old in gone {
+            // Not at once: whoever is deleting the directory should come to an end.
+            if old.revivals.fetch_add(1, Ordering::Relaxed) < 2 {
+                continue;
+            }
             if let Some(new) = self.0.reopen(&old) {
                 count(&new, index);
                 if new.id == old.id {

@@ -1,6 +1,6 @@
 //! What may be done with one copy of one block: store it, move it, give it up, release it.
 //!
-//! Invariant B5: whoever removes or replaces a copy holds the block's lock exclusively from looking at the index to the
+//! Invariant B8: whoever removes or replaces a copy holds the block's lock exclusively from looking at the index to the
 //! last change on disk, while a put holds it shared from its first byte to its commit. So no index entry ever names
 //! bytes that were removed, and of two copies exactly one stays counted.
 

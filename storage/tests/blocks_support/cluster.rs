@@ -147,6 +147,13 @@ pub(crate) async fn drop_reference(node: &Arc<Node>, hash: Hash) {
     node.cluster.call(node.id, &message, Body::empty(), Duration::from_secs(20)).await.unwrap();
 }
 
+/// Removes a directory in which others may be making files.
+pub(crate) fn remove(dir: &std::path::Path) {
+    while let Err(error) = std::fs::remove_dir_all(dir) {
+        assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
+    }
+}
+
 /// Whether a node has a good copy.
 pub(crate) async fn has(node: &Arc<Node>, hash: &Hash) -> bool {
     match node.locate(*hash).await.unwrap() {
