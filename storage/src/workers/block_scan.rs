@@ -134,13 +134,12 @@ impl BlockScan {
             .go_on(node, NAME, round.number, |round| {
                 round.done += looked;
                 round.faults += found;
-                match cursor {
-                    Some(cursor) => round.cursor = cursor,
-                    None => {
-                        round.finish(now);
-                        // Disks that came while it ran are known from now on; one that went is noticed next.
-                        round.disks.extend(disks);
-                    }
+                if let Some(cursor) = cursor {
+                    round.cursor = cursor;
+                } else {
+                    round.finish(now);
+                    // Disks that came while it ran are known from now on; one that went is noticed next.
+                    round.disks.extend(disks);
                 }
             })
             .await?;
