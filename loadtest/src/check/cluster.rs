@@ -37,7 +37,9 @@ pub struct NodeView {
     pub copies: BTreeMap<Hash, Option<String>>,
     /// Whole blocks on the disks that the index does not know, in files of their own, if they should be gone by now.
     pub strays: Vec<Hash>,
-    /// Work in the queue by kind.
+    /// Blocks that are queued to be looked at.
+    pub unchecked: BTreeSet<Hash>,
+    /// Other work in the queue by kind.
     pub queued: BTreeMap<String, usize>,
     /// Derived entries (fingerprints, counters) that differ from a recount.
     pub miscounts: Vec<String>,

@@ -27,7 +27,10 @@ pub fn copies(view: &ClusterView) -> Vec<String> {
         for holder in view.holders_of(block) {
             for version in versions {
                 if !holder.references.contains(&(*block, *version)) {
-                    found.push(format!("{} has no reference of version {version} to block {block}", holder.name));
+                    found.push(format!(
+                        "{} has no reference of version {version} to block {block}",
+                        holder.name
+                    ));
                 }
             }
             match holder.copies.get(block) {

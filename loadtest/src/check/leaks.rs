@@ -33,6 +33,14 @@ pub fn leaks(view: &ClusterView, uncommitted: bool) -> Vec<String> {
         for block in &node.strays {
             found.push(format!("{name}: a file of block {block} that the index does not know"));
         }
+        for block in &node.unchecked {
+            // A block that only uncommitted versions refer to may be nowhere, and is looked for until they are dropped.
+            let mut versions = node.references.iter().filter(|(other, _)| other == block).peekable();
+            let idle = versions.peek().is_some() && versions.all(|(_, version)| !wanted.contains(version));
+            if uncommitted || !idle {
+                found.push(format!("{name}: block {block} is queued to be looked at"));
+            }
+        }
         for (kind, number) in &node.queued {
             if uncommitted || kind != "CheckRef" {
                 found.push(format!("{name}: {number} entries of {kind} in the queue"));

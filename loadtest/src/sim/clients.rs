@@ -172,7 +172,7 @@ impl Site {
             Err(Failure::Domain(error)) => Some(error),
             _ => None,
         };
-        liveness::judge(&self.world, gateway, operation, bytes, self.now() - start, error);
+        liveness::judge(&self.world, gateway, operation, bytes, self.now().saturating_sub(start), error);
         result
     }
 

@@ -77,6 +77,10 @@ async fn look_at(
         {
             continue;
         }
+        if let Work::CheckBlock { block } = &entry.work {
+            view.unchecked.insert(*block);
+            continue;
+        }
         let kind = format!("{:?}", entry.work);
         let kind = kind.split([' ', '{', '(']).next().unwrap_or_default().to_owned();
         *view.queued.entry(kind).or_default() += 1;

@@ -48,9 +48,15 @@ impl Now {
         self.roles.values().map(|role| role.zone.clone()).collect()
     }
 
+    /// Nodes with a role that are not gone.
+    fn there(&self, world: &World) -> usize {
+        self.roles.keys().filter(|host| !world.is_gone(**host)).count()
+    }
+
     /// Whether copies and zones still find their place without `host`.
-    fn can_spare(&self, host: HostId) -> bool {
-        let rest = || self.roles.iter().filter(|(other, _)| **other != host).map(|(_, role)| &role.zone);
+    fn can_spare(&self, world: &World, host: HostId) -> bool {
+        let stays = |other: HostId| other != host && !world.is_gone(other);
+        let rest = || self.roles.iter().filter(|(other, _)| stays(**other)).map(|(_, role)| &role.zone);
         rest().count() >= self.copies && rest().collect::<BTreeSet<_>>().len() == self.zones().len()
     }
 }
@@ -103,7 +109,7 @@ fn free(world: &World, now: &Now) -> Vec<HostId> {
 fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
     let free = free(world, now);
     let held: Vec<HostId> = now.roles.keys().copied().collect();
-    let spared: Vec<HostId> = held.iter().copied().filter(|host| now.can_spare(*host)).collect();
+    let spared: Vec<HostId> = held.iter().copied().filter(|host| now.can_spare(world, *host)).collect();
     match random.random_range(0..12) {
         0..3 => one(random, &free).map(|host| Change::Assign(host, world.zone(host), 1 << 40)),
         3..6 => one(random, &spared).map(Change::Remove),
@@ -128,7 +134,7 @@ fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
             ))
         }
         _ if now.copies == 5 => Some(Change::Copies(3)),
-        _ => (held.len() >= 5).then_some(Change::Copies(5)),
+        _ => (now.there(world) >= 5).then_some(Change::Copies(5)),
     }
 }
 
@@ -250,7 +256,7 @@ fn lose(world: &World, ledger: &Ledger, random: &mut StdRng, now: &Now) -> bool 
         .roles
         .keys()
         .copied()
-        .filter(|host| world.knobs.may_fail(*host) && now.can_spare(*host) && !world.is_gone(*host))
+        .filter(|host| world.knobs.may_fail(*host) && now.can_spare(world, *host) && !world.is_gone(*host))
         .collect();
     let Some(host) = one(random, &candidates).filter(|host| ledger.may_lose(*host)) else { return false };
     world.log.event(FAULT, format!("{} is gone for good", world.name(host)));
@@ -287,7 +293,10 @@ async fn step_to_rest(world: &World, at: &(usize, Front)) -> bool {
     let now = Now::of(world, active.newest());
     let gone: Vec<HostId> = now.roles.keys().copied().filter(|host| world.is_gone(*host)).collect();
     if !gone.is_empty() {
-        let changes: Vec<Change> = gone.into_iter().map(Change::Remove).collect();
+        let mut changes: Vec<Change> = gone.into_iter().map(Change::Remove).collect();
+        if now.there(world) < now.copies {
+            changes.push(Change::Copies(3));
+        }
         tell(world, apply(world, at, &changes).await);
         return false;
     }

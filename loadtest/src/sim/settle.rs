@@ -13,7 +13,7 @@ use std::time::Duration;
 /// For the layout to come to rest.
 const LAYOUT_WITHIN: Duration = Duration::from_mins(10);
 /// Before the second look; before each further one twice as long, up to the longest.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(1));
 /// Lines of what is wrong that are shown.
 const SHOWN: usize = 12;
 
@@ -25,13 +25,13 @@ pub(super) async fn settle(world: &World, ledger: &Ledger) {
         return world.fault(format!("the layout does not come to rest: {}", state.unwrap_or_default()));
     }
     let at_rest = world.log.now();
-    world.log.event(FAULT, format!("the layout is at rest after {:.0?}", at_rest - start));
+    world.log.event(FAULT, format!("the layout is at rest after {:.0?}", at_rest.saturating_sub(start)));
     let end = at_rest + world.knobs.settles_within();
     let mut pause = LOOK_AGAIN.0;
     let wrong = loop {
         let wrong = wrong(world).await;
         if wrong.is_empty() {
-            world.log.event(FAULT, format!("converged after {:.0?}", world.log.now() - start));
+            world.log.event(FAULT, format!("converged after {:.0?}", world.log.now().saturating_sub(start)));
             if !world.storage_hosts().any(|host| world.may_be_rotten(host)) {
                 ledger.whole();
             }

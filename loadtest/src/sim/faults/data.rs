@@ -30,9 +30,9 @@ pub(super) fn disk_lost(world: &World, ledger: &Ledger, random: &mut StdRng) {
     world.log.event(FAULT, format!("disk {disk} of {} is {how}", world.name(host)));
     let lost = world.disk(host, disk);
     if removed {
-        lost.wipe()
+        lost.wipe();
     } else {
-        lost.unplug()
+        lost.unplug();
     }
     world.note_restart(host);
     let hold = hold(random);
