@@ -260,9 +260,16 @@ pub async fn rebuild_index(
 ) -> anyhow::Result<data_disks::Rebuilt> {
     let (engine, claim) = open_stopped(config)?;
     let identity = blocks::Identity { cluster: claim.cluster, node: claim.node };
-    data_disks::rebuild_stopped(&engine, disk_configs(&config.data_dir), identity, block_config(config), env, progress)
-        .await
-        .map_err(Into::into)
+    data_disks::rebuild_stopped(
+        &engine,
+        disk_configs(&config.data_dir),
+        identity,
+        block_config(config),
+        env,
+        progress,
+    )
+    .await
+    .map_err(Into::into)
 }
 
 /// Forgets which disk a stopped node knew at `path`; returns it.
@@ -271,7 +278,9 @@ pub fn accept_disk(config: &StorageConfig, path: &std::path::Path) -> anyhow::Re
     anyhow::ensure!(known, "{} does not stand in data_dir of the configuration", path.display());
     let (engine, _) = open_stopped(config)?;
     let was = data_disks::accept(&*engine, path)?;
-    was.with_context(|| format!("this node knows of no disk at {}: there is nothing to forget", path.display()))
+    was.with_context(|| {
+        format!("this node knows of no disk at {}: there is nothing to forget", path.display())
+    })
 }
 
 /// Opens the metadata of a node that must not run meanwhile.

@@ -3,7 +3,9 @@
 use crate::serve::Node;
 use crate::workers::{resync, tombstones};
 use hayloft_common::config::{Secret, StorageConfig};
-use hayloft_common::telemetry::metric::{BlockMetrics, DiskMetrics, MetricError, Metrics, TableMetrics, WorkerMetrics};
+use hayloft_common::telemetry::metric::{
+    BlockMetrics, DiskMetrics, MetricError, Metrics, TableMetrics, WorkerMetrics,
+};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -129,7 +131,9 @@ impl Observer {
                 self.workers.queue.with_label_values(name).set(gauge(queue));
                 match slot.name {
                     resync::NAME => self.blocks.resync_queue_length.set(gauge(queue)),
-                    tombstones::NAME => self.tables.gc_queue_length.with_label_values(&["all"]).set(gauge(queue)),
+                    tombstones::NAME => {
+                        self.tables.gc_queue_length.with_label_values(&["all"]).set(gauge(queue));
+                    }
                     _ => {}
                 }
             }

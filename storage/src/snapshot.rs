@@ -88,8 +88,7 @@ impl Snapshots {
         }
         let path = self.dir.join(name);
         std::fs::rename(&unfinished, &path).map_err(io("cannot name the snapshot", &path))?;
-        let synced = std::fs::File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(io("cannot sync", &self.dir))?;
+        sync_dir(&self.dir).map_err(io("cannot sync", &self.dir))?;
         self.remove_old()?;
         let bytes = size_of(&path).map_err(io("cannot read", &path))?;
         Ok(SnapshotTaken { path: path.display().to_string(), bytes, entries })
@@ -149,6 +148,14 @@ pub fn forget_restored(engine: &dyn Engine) -> Result<(), MetaError> {
 fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::Io { what, path, source }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "snapshots are copies beside the engine's files, not data of the node"
+)]
+fn sync_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
 }
 
 fn make_dir(path: &Path) -> Result<(), SnapshotError> {

@@ -107,10 +107,8 @@ fn references_of_an_upload_live_as_long_as_they_are_renewed() {
 #[test]
 fn a_version_that_only_one_node_has_keeps_its_references() {
     block_on(async {
-        let settings = hayloft_storage::workers::Settings {
-            anti_entropy_interval: Duration::from_secs(3600),
-            ..hasty()
-        };
+        let settings =
+            hayloft_storage::workers::Settings { anti_entropy_interval: Duration::from_hours(1), ..hasty() };
         let cluster = TestCluster::start(settings).await;
         let blocks = cluster.put_blocks(version(1), &owner("k"), &[b"one"]).await;
         // A commit that reached one node and was never answered.
@@ -127,10 +125,8 @@ fn a_version_that_only_one_node_has_keeps_its_references() {
 }
 
 fn upload(closed: bool) -> UploadRow {
-    let state = match closed {
-        true => UploadState::Closed,
-        false => UploadState::Open { headers: vec![], checksum: None },
-    };
+    let open = UploadState::Open { headers: vec![], checksum: None };
+    let state = if closed { UploadState::Closed } else { open };
     let (key, upload) = ("k".into(), UploadId([9; 16]));
     UploadRow { bucket: BUCKET, shard: 0, key, upload, created_ms: 1, state, completed: None }
 }
@@ -246,8 +242,8 @@ fn how_long_many_deleted_objects_take() {
     const OBJECTS: u64 = 5_000;
     let settings = hayloft_storage::workers::Settings {
         drop_delay: Duration::from_secs(1),
-        takeover_delay: Duration::from_secs(600),
-        uncommitted_age: Duration::from_secs(3600),
+        takeover_delay: Duration::from_mins(10),
+        uncommitted_age: Duration::from_hours(1),
         tombstone_delay: Duration::from_secs(1),
         ..hasty()
     };

@@ -83,7 +83,15 @@ fn any_row() -> impl Strategy<Value = Any> {
         let open = UploadState::Open { headers: vec![], checksum: None };
         let state = if closed { UploadState::Closed } else { open };
         let upload = UploadId([id; 16]);
-        Any::Upload(UploadRow { bucket, shard, key: "k".into(), upload, created_ms: 1, state, completed: None })
+        Any::Upload(UploadRow {
+            bucket,
+            shard,
+            key: "k".into(),
+            upload,
+            created_ms: 1,
+            state,
+            completed: None,
+        })
     });
     let part_state = prop_oneof![
         1 => Just(PartState::Tombstone),

@@ -3,8 +3,7 @@
 use super::size::{de_option_size, de_size, format_size};
 use super::{
     Check, ConfigError, File, Known, LogConfig, Peer, Problem, RpcSecret, Secret, Source, TraceConfig,
-    WorkerSettings, load,
-    parse, peer, process_env,
+    WorkerSettings, load, parse, peer, process_env,
 };
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};

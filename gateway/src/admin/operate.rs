@@ -252,7 +252,7 @@ fn shown(workers: Vec<wire::WorkerInfo>) -> Vec<Worker> {
         consecutive_errors: u64::from(worker.errors_in_a_row),
         last_error: worker.last_error.map(|(message, secs_ago)| WorkerLastError { message, secs_ago }),
         progress: worker.progress.map(|(done, all)| {
-            let percent = if all == 0 { 100 } else { done * 100 / all };
+            let percent = (done * 100).checked_div(all).unwrap_or(100);
             format!("{percent}% ({done} of {all})")
         }),
         queue_length: worker.queue,

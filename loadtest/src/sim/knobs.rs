@@ -260,7 +260,6 @@ fn draw_domain(random: &mut StdRng) -> DomainConfig {
         control_entries: pick(random, &[1, 10_000]),
         control_max_age: Duration::from_secs(pick(random, &[2, 30])),
         index_shards: pick(random, &[1, 1, 2, 8]),
-        ..DomainConfig::default()
     }
 }
 

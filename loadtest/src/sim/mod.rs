@@ -68,7 +68,7 @@ impl Bug {
 }
 
 /// What to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     pub seed: u64,
     /// Storage nodes; drawn from the seed if not given.
@@ -78,12 +78,6 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Show events as they come, on standard error.
     pub echo: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { seed: 0, nodes: None, seconds: None, bug: None, echo: false }
-    }
 }
 
 /// What came of a run.

@@ -129,7 +129,7 @@ fn draw(world: &World, random: &mut StdRng, now: &Now) -> Option<Change> {
             let host = one(random, &held)?;
             Some(Change::Assign(
                 host,
-                world.zone_of(&now.roles[&host].zone),
+                super::world::zone_of(&now.roles[&host].zone),
                 1 << random.random_range(38..42),
             ))
         }
@@ -172,7 +172,9 @@ async fn apply(world: &World, (gateway, front): &(usize, Front), changes: &[Chan
     let (manager, this, staged) = (front.layout.clone(), world.clone(), changes.to_vec());
     let version = command(front, async move {
         let edit = |all: &mut StagedChanges, stamp| {
-            staged.iter().for_each(|change| stage(&this, all, stamp, change));
+            for change in &staged {
+                stage(&this, all, stamp, change);
+            }
         };
         manager.stage(edit).await.map(|(active, _)| active.newest().version + 1)
     });

@@ -45,7 +45,7 @@ pub(super) async fn settle(world: &World, ledger: &Ledger) {
     };
     let all = wrong.len();
     for line in wrong.into_iter().take(SHOWN) {
-        world.fault(format!("not at rest after {:.0?}: {line}", world.log.now() - start));
+        world.fault(format!("not at rest after {:.0?}: {line}", world.log.now().saturating_sub(start)));
     }
     if all > SHOWN {
         world.fault(format!("and {} more that is not at rest", all - SHOWN));

@@ -114,6 +114,11 @@ pub(super) fn role(zone: usize, capacity: u64) -> LayoutRole {
     LayoutRole { zone: format!("z{zone}"), capacity, tags: Vec::new() }
 }
 
+/// The number of the zone with this label.
+pub(super) fn zone_of(label: &str) -> usize {
+    label.get(1..).and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
 fn address(host: HostId) -> String {
     format!("host{host}:{PORT}")
 }
@@ -193,11 +198,6 @@ impl World {
         self.state.lock().hosts[host].id
     }
 
-    /// The number of the zone with this label.
-    pub(super) fn zone_of(&self, label: &str) -> usize {
-        label[1..].parse().unwrap_or_default()
-    }
-
     pub(super) fn is_up(&self, host: HostId) -> bool {
         self.state.lock().hosts[host].up
     }
@@ -210,8 +210,7 @@ impl World {
     /// A storage node, if it runs.
     pub(super) fn node(&self, host: HostId) -> Option<Arc<Node>> {
         let running = self.state.lock().storage.get(host)?.running.clone();
-        let node = running.lock().as_ref().map(|running| running.node.clone());
-        node
+        running.lock().as_ref().map(|running| running.node.clone())
     }
 
     /// Notes that something went wrong that concerns no single key.

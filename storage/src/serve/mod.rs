@@ -15,13 +15,13 @@ use crate::blocks::BlockStore;
 use crate::commit::{CommitError, CommitQueue, Job, Outcome};
 use crate::layout_store::LayoutStore;
 use crate::meta::{Engine, MetaError};
+use crate::snapshot::Snapshots;
 use crate::space::MetadataSpace;
 use crate::tables::{Tables, TablesError};
-use crate::snapshot::Snapshots;
-use crate::workers::pull::SyncState;
-use crate::workers::verify::Verification;
 use crate::workers::block_work::BlockWork;
 use crate::workers::clock_watch::ClockWatch;
+use crate::workers::pull::SyncState;
+use crate::workers::verify::Verification;
 use crate::workers::{Settings, Workers};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -38,13 +38,13 @@ use hayloft_proto::message::block::{GetBlock, PutBlock, ReferBlocks, ReportBlock
 use hayloft_proto::message::membership::{
     AcceptLayout, Exchange, LearnLayout, PrepareLayout, ReadInventory, ReadStatus, StageChanges,
 };
-use hayloft_proto::message::sync::{AreQueued, HaveBlocks, ReadLeaves, ReadTotals, SyncRows};
-use hayloft_proto::message::sync::{CollectTombstones, HoldTombstones, ReadHeads, ReadRenewals, WorkDone};
-use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
 use hayloft_proto::message::operate::{
     LaunchRepair, ListBlockErrors, ListWorkers, ReadBlockInfo, ReadFindings, ReadVariables, RetryBlocks,
     SetVariable, TakeSnapshot,
 };
+use hayloft_proto::message::sync::{AreQueued, HaveBlocks, ReadLeaves, ReadTotals, SyncRows};
+use hayloft_proto::message::sync::{CollectTombstones, HoldTombstones, ReadHeads, ReadRenewals, WorkDone};
+use hayloft_proto::message::table::{ListKeys, ReadCounters, ReadRange, ReadRow, WriteRows};
 use hayloft_proto::message::{self, Head, Message};
 use hayloft_proto::server::{Handler, Incoming};
 use hayloft_proto::trace;

@@ -4,24 +4,24 @@
 //! pausing, slowing down (tranquility) and counting of errors is here. A worker keeps what must outlive the process in
 //! the metadata engine, never in itself: it may be stopped between any two awaits.
 
-pub mod check_refs;
-pub mod clock_watch;
-pub mod drop_versions;
-pub mod forget;
-mod members;
-mod queue_reader;
-mod references;
-pub mod layout_driver;
-pub mod layout_sync;
-pub mod needed;
-pub mod pull;
-pub mod recount;
 mod block_copies;
 pub mod block_scan;
 pub mod block_work;
+pub mod check_refs;
+pub mod clock_watch;
 pub mod compact;
+pub mod drop_versions;
+pub mod forget;
+pub mod layout_driver;
+pub mod layout_sync;
+mod members;
+pub mod needed;
+pub mod pull;
+mod queue_reader;
 pub mod rebalance;
+pub mod recount;
 pub mod reference_scan;
+mod references;
 pub mod resync;
 pub mod scrub;
 pub mod settings;

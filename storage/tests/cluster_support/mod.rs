@@ -156,7 +156,7 @@ impl TestCluster {
             env,
         };
         let running = daemon::start(parts).await.unwrap();
-        machine.address = running.rpc_addr().to_owned();
+        running.rpc_addr().clone_into(&mut machine.address);
         machine.running = Some(running);
     }
 
@@ -206,9 +206,9 @@ impl TestCluster {
     pub(crate) async fn put<R: Row>(&self, rows: &[R]) {
         let place = Hash::of(&rows[0].partition_key());
         let write = WriteRows { mode: WriteMode::Put, rows: rows.iter().map(row_bytes).collect() };
-        let judge = |reply: &WriteRowsReply| match reply.outcomes.iter().all(|o| *o == RowOutcome::Written) {
-            true => Verdict::Accept,
-            false => Verdict::Reject,
+        let judge = |reply: &WriteRowsReply| {
+            let written = reply.outcomes.iter().all(|o| *o == RowOutcome::Written);
+            if written { Verdict::Accept } else { Verdict::Reject }
         };
         fanout::write(self.client(), place, write, Bytes::new(), judge).await.unwrap();
     }

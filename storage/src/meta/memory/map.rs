@@ -51,12 +51,11 @@ impl Map {
             index = self.chunks[chunk].len();
         }
         let entries = Arc::make_mut(&mut self.chunks[chunk]);
-        match entries.get_mut(index).filter(|(k, _)| *k == key) {
-            Some(entry) => entry.1 = value,
-            None => {
-                entries.insert(index, (key, value));
-                self.len += 1;
-            }
+        if let Some(entry) = entries.get_mut(index).filter(|(k, _)| *k == key) {
+            entry.1 = value;
+        } else {
+            entries.insert(index, (key, value));
+            self.len += 1;
         }
         if entries.len() > CHUNK {
             let upper = entries.split_off(CHUNK / 2);

@@ -82,10 +82,9 @@ async fn judge(
         }
         Claim::Part(part) if first => wrong.extend(part_has_upload(node, &part).await?),
         Claim::Manifest { version, chunk, block: Some(block) } if first => {
-            if !has_reference(node, block, version).await? {
-                let what = format!("manifest row {chunk} of version {version}");
-                wrong.push(("manifest without reference", what, Verdict::Wrong));
-            }
+            let referred = has_reference(node, block, version).await?;
+            let what = || format!("manifest row {chunk} of version {version}");
+            wrong.extend((!referred).then(|| ("manifest without reference", what(), Verdict::Wrong)));
         }
         Claim::Reference(reference) => {
             wrong.extend(reference_has_block(node, &reference).await?);
@@ -137,7 +136,7 @@ async fn is_wanted(node: &Arc<Node>, owner: &BlockOwner, version: VersionId) -> 
             let base = index_partition_key(bucket, *shard);
             let sort_key = PartRow::sort_key_of(key, upload, *number);
             let part: Option<PartRow> = read(node, base.clone(), sort_key).await?;
-            if !part.is_some_and(|row| row.live().is_some_and(|v| v.id == version)) {
+            if part.is_none_or(|row| row.live().is_none_or(|v| v.id != version)) {
                 return Ok(false);
             }
             let upload: Option<UploadRow> = read(node, base, UploadRow::sort_key_of(key, upload)).await?;

@@ -87,13 +87,8 @@ impl Verification {
         for (kind, count) in found.pending {
             *findings.pending.entry(kind.into()).or_default() += count;
         }
-        match &next {
-            Some(next) => findings.progress.0 = next.at as u64,
-            None => {
-                findings.progress.0 = findings.progress.1;
-                findings.running = false;
-            }
-        }
+        findings.running = next.is_some();
+        findings.progress.0 = next.as_ref().map_or(findings.progress.1, |next| next.at as u64);
         state.cursor = next;
     }
 }
@@ -142,28 +137,25 @@ impl Worker for Verify {
             return Ok(Next::After(Duration::from_hours(1)));
         };
         let mut found = Found::default();
-        let next = match cursor.partitions.get(cursor.at) {
-            Some(&partition) => {
-                let from = cursor.from.clone();
-                let page = rows::page(node, partition, TableId::ALL[cursor.table], from).await?;
-                let next = page.next.clone();
-                ask::claims(node, page, &mut found).await?;
-                let table_done = next.is_none();
-                let table = if table_done { cursor.table + 1 } else { cursor.table };
-                if table == TableId::ALL.len() {
-                    rows::sums(node, partition, &mut found).await?;
-                    ask::replicas(node, partition, &mut found).await?;
-                    Some(Cursor { at: cursor.at + 1, table: 0, from: None, ..cursor.clone() })
-                } else {
-                    Some(Cursor { table, from: next, ..cursor.clone() })
-                }
+        let next = if let Some(&partition) = cursor.partitions.get(cursor.at) {
+            let from = cursor.from.clone();
+            let page = rows::page(node, partition, TableId::ALL[cursor.table], from).await?;
+            let next = page.next.clone();
+            ask::claims(node, page, &mut found).await?;
+            let table_done = next.is_none();
+            let table = if table_done { cursor.table + 1 } else { cursor.table };
+            if table == TableId::ALL.len() {
+                rows::sums(node, partition, &mut found).await?;
+                ask::replicas(node, partition, &mut found).await?;
+                Some(Cursor { at: cursor.at + 1, table: 0, from: None, ..cursor.clone() })
+            } else {
+                Some(Cursor { table, from: next, ..cursor.clone() })
             }
-            None => {
-                disks::index(node, &mut found).await?;
-                disks::files(node, &mut found).await?;
-                disks::queue(node, &mut found).await?;
-                None
-            }
+        } else {
+            disks::index(node, &mut found).await?;
+            disks::files(node, &mut found).await?;
+            disks::queue(node, &mut found).await?;
+            None
         };
         report.progress(cursor.at as u64, cursor.partitions.len() as u64 + 1);
         report.count(found.rows, 0);
