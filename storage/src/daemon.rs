@@ -20,6 +20,7 @@ use crate::workers::block_work::BlockWork;
 use crate::workers::check_refs::CheckRefs;
 use crate::workers::clock_watch::ClockWatch;
 use crate::workers::compact::Compaction;
+use crate::workers::compact_metadata::{self, MetadataCompaction};
 use crate::workers::drop_versions::DropVersions;
 use crate::workers::forget::{self, PartitionDrop};
 use crate::workers::layout_sync::{self, LayoutSync};
@@ -163,6 +164,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Running> {
         clock_watch: ClockWatch::default(),
         settings: parts.settings,
         verification: Verification::default(),
+        compaction_asked: compact_metadata::Asked::default(),
         sync: SyncState::default(),
         snapshots: parts.snapshots,
         block_locks: BlockLocks::default(),
@@ -188,6 +190,7 @@ fn start_workers(node: &Arc<Node>) {
     workers.start(node, Resync::default());
     workers.start(node, BlockScan::default());
     workers.start(node, Compaction::default());
+    workers.start(node, MetadataCompaction::default());
     workers.start(node, Rebalance);
     workers.start(node, Scrub::default());
     workers.start(node, TableSync::default());

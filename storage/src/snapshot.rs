@@ -227,7 +227,6 @@ impl Worker for Timed {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
     use super::*;
     use crate::meta::Identity;

@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const BLOB_MIN: u32 = 2048;
 /// How many entries a scan steps over to reach a near key before it starts a new search.
 const STEPS_BEFORE_SEEK: usize = 4;
+/// What flushing of small buffers may take before tables are compacted; what is late waits for the next time.
+const FLUSH_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 /// fjall's smallest journal limit.
 const MIN_JOURNAL: u64 = 64 << 20;
 
@@ -159,6 +161,18 @@ impl Engine for FjallEngine {
 
     fn snapshot(&self) -> Arc<dyn View> {
         Arc::new(FjallView { snapshot: self.db.snapshot(), spaces: self.spaces.clone() })
+    }
+
+    fn compact(&self) -> Result<(), MetaError> {
+        for space in Space::ALL {
+            // Marks of removals in memory would outlive a compaction of the tables alone.
+            self.space(space).rotate_memtable().map_err(|e| engine_error("a flush", e))?;
+        }
+        std::thread::sleep(FLUSH_PAUSE);
+        for space in Space::ALL {
+            self.space(space).major_compact().map_err(|e| engine_error("a compaction", e))?;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

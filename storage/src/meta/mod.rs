@@ -65,6 +65,12 @@ pub trait Engine: View + 'static {
     /// reclaimed.
     fn snapshot(&self) -> Arc<dyn View>;
 
+    /// Gives back the space of what was overwritten and removed. Takes long; reads and writes go on meanwhile. An engine
+    /// that keeps no such things has nothing to do.
+    fn compact(&self) -> Result<(), MetaError> {
+        Ok(())
+    }
+
     /// Rough sizes, for metrics and status pages.
     fn stats(&self) -> Stats;
 

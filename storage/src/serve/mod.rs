@@ -20,6 +20,7 @@ use crate::space::MetadataSpace;
 use crate::tables::{Tables, TablesError};
 use crate::workers::block_work::BlockWork;
 use crate::workers::clock_watch::ClockWatch;
+use crate::workers::compact_metadata;
 use crate::workers::pull::SyncState;
 use crate::workers::verify::Verification;
 use crate::workers::{Settings, Workers};
@@ -75,6 +76,7 @@ pub struct Node {
     pub clock_watch: ClockWatch,
     pub settings: Settings,
     pub verification: Verification,
+    pub compaction_asked: compact_metadata::Asked,
     pub sync: SyncState,
     /// Where copies of the metadata go; none for a node without files.
     pub snapshots: Option<Arc<Snapshots>>,

@@ -148,7 +148,10 @@ impl Node {
             Repair::Refs => w::reference_scan::start(self),
             Repair::Counters => w::recount::start(self),
             Repair::Rebalance => w::rebalance::start(self).await?,
-            Repair::Compact => w::compact::start(self).await?,
+            Repair::Compact => {
+                w::compact::start(self).await?;
+                w::compact_metadata::start(self);
+            }
             Repair::ScrubStart => scrub::start(self).await?,
             Repair::ScrubPause => scrub::pause(self, true).await?,
             Repair::ScrubResume => scrub::pause(self, false).await?,

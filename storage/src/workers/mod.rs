@@ -10,6 +10,7 @@ pub mod block_work;
 pub mod check_refs;
 pub mod clock_watch;
 pub mod compact;
+pub mod compact_metadata;
 pub mod drop_versions;
 pub mod forget;
 pub mod layout_driver;
