@@ -55,6 +55,8 @@ impl Worker for PartitionDrop {
         for partition in
             leftovers.into_iter().filter(|p| may_drop(&layout, &acks, node.id, *p)).take(PARTITIONS)
         {
+            // It may have been lost before, and emptied and filled again in part: that must go too.
+            self.emptied.lock().remove(&partition);
             self.empty(node, partition, report).await?;
             node.layout_store.dropped(partition).await?;
             self.emptied.lock().remove(&partition);
