@@ -3,9 +3,11 @@
 //! world.
 //!
 //! Nothing here talks to a peer or to a disk (the real versions of the seams in [`mod@env`] excepted).
-//! Imports go downwards only: `id hash map codec env` ← `stamp crdt` ← `schema layout` ← `config telemetry`.
+//! Imports go downwards only: `id hash map codec env` ← `stamp crdt` ← `schema layout` ← `cas` ←
+//! `config telemetry`.
 
 pub mod block;
+pub mod cas;
 pub mod codec;
 pub mod config;
 pub mod crdt;

@@ -18,7 +18,8 @@ pub const MAX_MICROS: u64 = u64::MAX / 4;
 pub struct Stamp {
     /// Hybrid logical time: microseconds since the Unix epoch, moved up when needed.
     pub micros: u64,
-    /// Random per write operation: two operations never share a stamp.
+    /// Random per write operation: two operations never share a stamp. Even for plain writes, odd for conditional ones
+    /// ([`crate::cas::ballot`]); any number in rows of earlier releases.
     pub writer: u64,
 }
 
@@ -47,12 +48,12 @@ impl HybridClock {
         Self { env, last: Arc::new(Mutex::new(0)) }
     }
 
-    /// A new stamp, above all that this clock gave before.
+    /// A new stamp for a plain write, above all that this clock gave before.
     pub fn next(&self) -> Stamp {
         let wall = self.env.wall_micros().min(MAX_MICROS / 2);
         let mut last = self.last.lock();
         *last = wall.max(*last + 1);
-        Stamp { micros: *last, writer: self.env.random_u64() }
+        Stamp { micros: *last, writer: self.env.random_u64() & !1 }
     }
 
     /// A new stamp that is also above `floor`.

@@ -48,7 +48,7 @@ pub enum QuorumState {
     Impossible,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Answer {
     None,
     Ok,
@@ -56,7 +56,7 @@ enum Answer {
 }
 
 /// A set of nodes as indexes into all of them, and how many of it must answer well.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Set {
     members: Vec<usize>,
     quorum: usize,
@@ -65,7 +65,7 @@ struct Set {
 /// Follows the answers of the nodes of one or several sets, each of which must give its own quorum: sets
 /// of different size, as when the replication factor changes, want different numbers.
 /// A node in two sets counts in both.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tracker {
     /// All nodes, in the order first seen, with their answers.
     nodes: Vec<(NodeId, Answer)>,
@@ -92,6 +92,13 @@ impl Tracker {
             indexed.push(Set { quorum: quorum(set.len()), members });
         }
         Self { nodes, sets: indexed }
+    }
+
+    /// The same nodes and sets, with no answer yet.
+    #[must_use]
+    pub fn fresh(&self) -> Self {
+        let nodes = self.nodes.iter().map(|(node, _)| (*node, Answer::None)).collect();
+        Self { nodes, sets: self.sets.clone() }
     }
 
     /// Notes that `node` did what was asked. Wins over an earlier failure (a retry that worked). False
