@@ -3,7 +3,7 @@
 //! When a write has its quorum, the calls to the other nodes go on, so that slow nodes get what they are owed. A node
 //! that says nothing keeps its call, and the bytes in it, until it is declared dead; with large bodies that soon is
 //! all the memory there is, and new writes wait for a node that no quorum needs. So: once late calls hold more than
-//! the limit, those to nodes that are silent (no link, or a ping without answer for [`SILENT`]) are dropped. Such a node
+//! the limit, those to nodes that are silent (no link, or a ping without answer for `SILENT`) are dropped. Such a node
 //! gets the data from the others when it is back. A node that is slow but alive is never given up.
 
 use crate::cluster::Cluster;
