@@ -54,7 +54,7 @@ impl Default for Config {
     }
 }
 
-/// What to write, as one: rows, entries of keyspaces that hold no rows, and a [`Step`] with a condition.
+/// What to write, as one: rows, entries of keyspaces that hold no rows, and a step with a condition.
 #[derive(Clone, Debug)]
 pub struct Job {
     mode: WriteMode,

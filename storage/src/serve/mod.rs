@@ -178,7 +178,7 @@ impl Node {
         Err(RpcError::remote(RemoteCode::NotReady, text))
     }
 
-    /// Whether this node has a complete copy of the partition, as far as its own writes go: what [`Node::check_place`]
+    /// Whether this node has a complete copy of the partition, as far as its own writes go: what `check_place`
     /// serves.
     pub fn is_member(&self, partition: Partition) -> bool {
         self.cluster.layout().holds(self.id, partition)
